@@ -1,0 +1,542 @@
+"""The CPU engine: exact masked assignment and update that touch kept lanes only.
+
+Once, for all iterations, `group` sorts the subvectors by mask and, within a mask, by a k-d tree, and cuts them into blocks of 16
+that share one mask and lie close together. An iteration then goes through the blocks:
+
+1. The distance to the codeword a subvector had before bounds the distance to the one it will get. Along each kept lane, that
+   confines the codewords worth looking at to an interval. Sorted into buckets by coordinate, the codewords of an interval
+   are a bit set; the AND over the kept lanes is the candidate list. No codeword outside it can be nearer, so the search is exact.
+2. The candidates are scored for the 16 subvectors at once (`kernels.scan`).
+3. Sums and counts change by the subvectors that changed their codeword.
+
+Work is cut into a number of chunks that does not depend on the number of threads, and chunk results are added in order, so
+results are equal for any number of threads. Memory is O(n_sub * Q + k * d).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+from numba import njit, prange
+from numpy.typing import NDArray
+
+from mvq.cluster.kernels import BLOCK, interval, scan, scan_weighted
+
+_MAX_CHUNKS = 16
+_SPLIT_ABOVE = 1 << 14
+_SLACK = np.float32(1 + 1e-5)
+
+
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """Subvectors in blocks of 16 that share one mask. Short blocks repeat their last member.
+
+    Attributes:
+        w: float32 `(n_blocks, Q, 16)` kept values; unused slots zero.
+        h: importance weights of the same shape, or `(0, 0, 0)` for none.
+        rows: int32 `(n_blocks, 16)` subvector of each member.
+        n_members: int32 `(n_blocks,)`, 1..16.
+        group: int32 `(n_blocks,)` row of `lanes`.
+        lanes: int32 `(n_groups, Q)` kept lanes; `d` marks an unused slot.
+    """
+
+    w: NDArray[np.float32]
+    h: NDArray[np.float32]
+    rows: NDArray[np.int32]
+    n_members: NDArray[np.int32]
+    group: NDArray[np.int32]
+    lanes: NDArray[np.int32]
+
+
+def clean(
+    values: NDArray[np.floating], mask: NDArray[np.bool_], *, packed: bool
+) -> tuple[NDArray[np.float32], NDArray[np.bool_], int]:
+    """Float32 copy with zeros on pruned lanes, kept values moved to the first slots if packed.
+
+    Returns:
+        Values and mask, `(n_sub, d)` or `(n_sub, Q)`, and the number of kept values that are not finite.
+    """
+    values = np.ascontiguousarray(values, dtype=np.float32)
+    n, d = values.shape
+    width = max(1, int(_count_lanes(mask))) if packed else d
+    out, out_mask = np.zeros((n, width), np.float32), np.zeros((n, width), np.bool_)
+    return out, out_mask, int(_clean(values, mask, packed, out, out_mask))
+
+
+@njit(parallel=True, cache=True)
+def _count_lanes(mask):
+    most = 0
+    for i in prange(mask.shape[0]):
+        kept = 0
+        for lane in range(mask.shape[1]):
+            kept += mask[i, lane]
+        most = max(most, kept)
+    return most
+
+
+@njit(parallel=True, cache=True)
+def _clean(values, mask, packed, out, out_mask):
+    n_bad = 0
+    for i in prange(values.shape[0]):
+        slot = 0
+        for lane in range(values.shape[1]):
+            if mask[i, lane]:
+                to = slot if packed else lane
+                slot += 1
+                value = values[i, lane]
+                if not np.isfinite(value):
+                    n_bad += 1
+                out[i, to] = value
+                out_mask[i, to] = True
+    return n_bad
+
+
+@njit(parallel=True, cache=True)
+def _energy(values, weights, parts):
+    weighted = weights.shape[0] > 0
+    for part in prange(len(parts)):
+        total = 0.0
+        for i in range(part * len(values) // len(parts), (part + 1) * len(values) // len(parts)):
+            for lane in range(values.shape[1]):
+                square = np.float64(values[i, lane]) * values[i, lane]
+                total += square * weights[i, lane] if weighted else square
+        parts[part] = total
+
+
+def group(values: NDArray[np.float32], mask: NDArray[np.bool_], weights: NDArray[np.float32] | None) -> Blocks:
+    """Sort subvectors into blocks.
+
+    Args:
+        values: `(n_sub, d)`.
+        mask: `(n_sub, d)`.
+        weights: `(n_sub, d)` or None.
+    """
+    keys, masks = _mask_keys(mask)
+    order = np.argsort(keys, kind="stable").astype(np.int32)
+    starts = np.append(np.flatnonzero(np.diff(keys[order], prepend=-1)), len(order)).astype(np.int64)
+    width = max(1, int(masks.sum(axis=1).max()))
+    lanes = np.full((len(masks), width), mask.shape[1], dtype=np.int32)
+    group_row, group_lane = np.nonzero(masks)
+    lanes[group_row, (np.cumsum(masks, axis=1) - 1)[group_row, group_lane]] = group_lane
+    starts, lane_rows = _split_large(values, order, starts, lanes)
+    n_blocks = -(-np.diff(starts) // BLOCK)
+    first_block = np.concatenate([[0], np.cumsum(n_blocks)]).astype(np.int64)
+    weighted = weights is not None
+    shape = (int(first_block[-1]), width, BLOCK)
+    blocks = Blocks(
+        w=np.zeros(shape, np.float32),
+        h=np.zeros(shape if weighted else (0, 0, 0), np.float32),
+        rows=np.empty((shape[0], BLOCK), np.int32),
+        n_members=np.empty(shape[0], np.int32),
+        group=np.repeat(lane_rows, n_blocks).astype(np.int32),
+        lanes=lanes,
+    )
+    _fill_blocks(
+        values, weights if weighted else values[:0], order, starts, first_block, lane_rows, lanes,
+        blocks.w, blocks.h, blocks.rows, blocks.n_members,
+    )  # fmt: skip
+    return blocks
+
+
+def _mask_keys(mask: NDArray[np.bool_]) -> tuple[NDArray[np.integer], NDArray[np.bool_]]:
+    """A small integer for each row's mask, equal for equal masks, and the masks in key order."""
+    n, d = mask.shape
+    if d <= 16:
+        bits = np.empty(n, np.uint16)
+        _pack_mask(mask, bits)
+        present = np.flatnonzero(np.bincount(bits, minlength=1 << d))
+        rank = np.zeros(1 << d, np.int32)
+        rank[present] = np.arange(len(present))
+        keys = rank[bits]
+        masks = (present[:, None] >> np.arange(d)) & 1
+    else:
+        packed = np.packbits(mask, axis=1, bitorder="little")
+        padded = np.zeros((n, -(-packed.shape[1] // 8) * 8), np.uint8)
+        padded[:, : packed.shape[1]] = packed
+        words = padded.view(np.uint64)
+        words = words.ravel() if words.shape[1] == 1 else words
+        present, keys = np.unique(words, axis=0, return_inverse=True)
+        keys = keys.ravel()
+        masks = np.unpackbits(present.reshape(len(present), -1).view(np.uint8), axis=1, bitorder="little")[:, :d]
+    # 16-bit keys make argsort a radix sort
+    return keys.astype(np.int16 if len(masks) <= 1 << 15 else np.int32), masks.astype(bool)
+
+
+@njit(parallel=True, cache=True)
+def _pack_mask(mask, out):
+    for i in prange(mask.shape[0]):
+        bits = 0
+        for lane in range(mask.shape[1]):
+            if mask[i, lane]:
+                bits |= 1 << lane
+        out[i] = bits
+
+
+def _split_large(
+    values: NDArray[np.float32], order: NDArray[np.int32], starts: NDArray[np.int64], lanes: NDArray[np.int32]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Cut groups too large for one thread into cells of a k-d tree built on a sample; reorders `order` in place."""
+    new_starts, lane_rows = [np.zeros(1, np.int64)], []
+    for g, (low, high) in enumerate(zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True)):
+        if high - low > _SPLIT_ABOVE:
+            levels = min(10, math.ceil(math.log2((high - low) / _SPLIT_ABOVE)) + 1)
+            members = order[low:high]
+            kept = lanes[g][lanes[g] < values.shape[1]].astype(np.int64)
+            split_lane, split_at = _sample_tree(values, members, kept, levels)
+            cells = np.empty(len(members), np.uint16)
+            _classify(values, members, split_lane, split_at, levels, cells)
+            order[low:high] = members[np.argsort(cells, kind="stable")]
+            ends = low + np.cumsum(np.bincount(cells, minlength=1 << levels))
+            ends = np.unique(ends[ends > low])
+        else:
+            ends = np.array([high], np.int64)
+        new_starts.append(ends)
+        lane_rows.append(np.full(len(ends), g, np.int64))
+    return np.concatenate(new_starts), np.concatenate(lane_rows)
+
+
+def _sample_tree(
+    values: NDArray[np.float32], members: NDArray[np.int32], kept: NDArray[np.int64], levels: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Perfect binary k-d tree in heap order over an even sample: the lane and value that split each node."""
+    sample = values[members[:: max(1, len(members) >> (levels + 5))]][:, kept]
+    split_lane, split_at = np.zeros(1 << levels, np.int64), np.zeros(1 << levels, np.float32)
+    nodes = {1: sample}
+    for node in range(1, 1 << levels):
+        points = nodes.pop(node)
+        spread = points.std(axis=0) if len(points) else np.zeros(len(kept))
+        q = int(spread.argmax())
+        at = np.float32(np.median(points[:, q])) if len(points) else np.float32(0)
+        split_lane[node], split_at[node] = kept[q], at
+        below = points[:, q] < at
+        if 2 * node < 1 << levels:
+            nodes[2 * node], nodes[2 * node + 1] = points[below], points[~below]
+    return split_lane, split_at
+
+
+@njit(parallel=True, cache=True)
+def _classify(values, members, split_lane, split_at, levels, cells):
+    for i in prange(len(members)):
+        row = members[i]
+        node = 1
+        for _ in range(levels):
+            node = 2 * node + (1 if values[row, split_lane[node]] >= split_at[node] else 0)
+        cells[i] = node - (1 << levels)
+
+
+@njit(cache=True)
+def _select(perm, low, high, kth, points, q):
+    """Reorder `perm[low:high]` so that place `kth` holds the member it would hold sorted by coordinate `q`."""
+    high -= 1
+    while low < high:
+        middle = (low + high) >> 1
+        a, b, c = points[perm[low], q], points[perm[middle], q], points[perm[high], q]
+        pivot = max(min(a, b), min(max(a, b), c))
+        i, j = low, high
+        while i <= j:
+            while points[perm[i], q] < pivot:
+                i += 1
+            while points[perm[j], q] > pivot:
+                j -= 1
+            if i <= j:
+                perm[i], perm[j] = perm[j], perm[i]
+                i += 1
+                j -= 1
+        if kth <= j:
+            high = j
+        elif kth >= i:
+            low = i
+        else:
+            return
+
+
+@njit(cache=True)
+def _kd_order(points, perm):
+    """Reorder `perm` so that runs of 16 are the leaves of a k-d tree that splits the widest lane at a multiple of 16."""
+    stack = [(0, len(perm))]
+    while len(stack) > 0:
+        low, high = stack.pop()
+        n_blocks = (high - low + BLOCK - 1) // BLOCK
+        if n_blocks <= 1:
+            continue
+        widest, spread = 0, np.float32(-1)
+        for q in range(points.shape[1]):
+            smallest = largest = points[perm[low], q]
+            for i in range(low + 1, high):
+                value = points[perm[i], q]
+                smallest, largest = min(smallest, value), max(largest, value)
+            if largest - smallest > spread:
+                widest, spread = q, largest - smallest
+        middle = low + (n_blocks // 2) * BLOCK
+        _select(perm, low, high, middle, points, widest)
+        stack.append((low, middle))
+        stack.append((middle, high))
+
+
+@njit(parallel=True, cache=True)
+def _fill_blocks(values, weights, order, starts, first_block, lane_rows, lanes, w, h, rows, n_members):
+    d = values.shape[1]
+    width = lanes.shape[1]
+    for g in prange(len(starts) - 1):
+        low, high = starts[g], starts[g + 1]
+        kept = lanes[lane_rows[g]]
+        points = np.zeros((high - low, width), np.float32)
+        for i in range(high - low):
+            for q in range(width):
+                if kept[q] < d:
+                    points[i, q] = values[order[low + i], kept[q]]
+        perm = np.arange(high - low).astype(np.int32)
+        _kd_order(points, perm)
+        for b in range(first_block[g], first_block[g + 1]):
+            base = (b - first_block[g]) * BLOCK
+            n_members[b] = min(BLOCK, high - low - base)
+            for member in range(BLOCK):
+                i = perm[min(base + member, high - low - 1)]
+                rows[b, member] = order[low + i]
+                for q in range(width):
+                    w[b, q, member] = points[i, q]
+                    if h.shape[0] > 0 and kept[q] < d:
+                        h[b, q, member] = weights[order[low + i], kept[q]]
+
+
+@njit(cache=True)
+def _sort_codewords(codebook, d, n_buckets, base, scale, at_least, at_most):
+    """Bit sets of codewords by lane and bucket: `at_least[lane, t]` has bucket >= t, `at_most[lane, t]` bucket <= t."""
+    k = codebook.shape[0]
+    n_words = at_least.shape[2]
+    largest = np.float32(n_buckets - 1)
+    at_least[:] = 0
+    at_most[:] = 0
+    for lane in range(d + 1):
+        low = high = codebook[0, lane]
+        for i in range(k):
+            low, high = min(low, codebook[i, lane]), max(high, codebook[i, lane])
+        base[lane] = low
+        scale[lane] = n_buckets / (high - low) if high - low > 1e-30 else np.float32(0)
+        for i in range(k):
+            # As `kernels.interval` does it, step by step: monotone, so an interval's codewords lie between its ends' buckets
+            t = int(min(max((codebook[i, lane] - base[lane]) * scale[lane], np.float32(0)), largest))
+            at_least[lane, t, i >> 6] |= np.uint64(1) << np.uint64(i & 63)
+        at_most[lane] = at_least[lane]
+        for t in range(1, n_buckets):
+            for word in range(n_words):
+                at_most[lane, t, word] |= at_most[lane, t - 1, word]
+        for t in range(n_buckets - 2, -1, -1):
+            for word in range(n_words):
+                at_least[lane, t, word] |= at_least[lane, t + 1, word]
+
+
+@njit(inline="always")
+def _distance_to(w, h, weighted, b, codebook, lanes, g, labels, distance):
+    """Distance of each member to its own codeword `labels[b, member]`."""
+    distance[:] = 0
+    for q in range(lanes.shape[1]):
+        lane = lanes[g, q]
+        for member in range(BLOCK):
+            difference = w[b, q, member] - codebook[labels[b, member], lane]
+            if weighted:
+                distance[member] += h[b, q, member] * difference * difference
+            else:
+                distance[member] += difference * difference
+
+
+@njit(parallel=True, cache=True)
+def _iterate(
+    w, h, n_members, group_of, lanes, labels, first, codebook, half_square, base, scale, at_least, at_most,
+    chunk_starts, sums, counts, members, changed, largest_square,
+):  # fmt: skip
+    """Assign every block and add what changed to each chunk's sums, counts and cluster sizes."""
+    k, stride = codebook.shape
+    d = stride - 1
+    n_buckets, n_words = at_least.shape[1], at_least.shape[2]
+    width = lanes.shape[1]
+    weighted = h.shape[0] > 0
+    largest = np.float32(n_buckets - 1)
+    # Rounding of w +- reach is below 1e-7 of the largest |w|; squared, that keeps an exact match inside its interval
+    tiny = np.float32(1e-12) * largest_square
+    flat_codebook, flat_w, flat_h, flat_lanes = codebook.ravel(), w.ravel(), h.ravel(), lanes.ravel()
+    flat_at_least, flat_at_most = at_least.ravel(), at_most.ravel()
+    for chunk in prange(len(chunk_starts) - 1):
+        sums[chunk] = 0
+        counts[chunk] = 0
+        members[chunk] = 0
+        n_changed = 0
+        bias = np.zeros(k, np.float32)
+        bias_group = -1
+        best, found = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.int32)
+        distance, reach = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+        low, high = np.zeros(width, np.int64), np.full(width, n_buckets - 1)
+        for b in range(chunk_starts[chunk], chunk_starts[chunk + 1]):
+            g = group_of[b]
+            if g != bias_group and not weighted:
+                bias_group = g
+                bias[:] = 0
+                for q in range(width):
+                    lane = lanes[g, q]
+                    for i in range(k):
+                        bias[i] += half_square[lane, i]
+            offset, lane_offset = np.int64(b) * width * BLOCK, np.int64(g) * width
+            if not first:
+                _distance_to(w, h, weighted, b, codebook, lanes, g, labels, distance)
+                for member in range(BLOCK):
+                    reach[member] = np.sqrt(distance[member] + tiny) * _SLACK
+                for q in range(width):
+                    lane = lanes[g, q]
+                    if weighted:
+                        for member in range(BLOCK):
+                            importance = h[b, q, member]
+                            unbounded = importance * np.float32(1e30) <= distance[member]
+                            reach[member] = (
+                                np.float32(1e30) if unbounded else np.sqrt(distance[member] / importance + tiny) * _SLACK
+                            )
+                    interval(flat_w, reach, base, scale, low, high, q, lane, largest, offset + q * BLOCK)
+            if weighted:
+                scan_weighted(
+                    flat_at_least, flat_at_most, low, high, flat_codebook, bias, flat_w, flat_h, flat_lanes,
+                    best, found, n_buckets, n_words, stride, width, offset, lane_offset,
+                )  # fmt: skip
+            else:
+                scan(
+                    flat_at_least, flat_at_most, low, high, flat_codebook, bias, flat_w, flat_h, flat_lanes,
+                    best, found, n_buckets, n_words, stride, width, offset, lane_offset,
+                )  # fmt: skip
+            moved = first
+            for member in range(BLOCK):
+                moved |= found[member] != labels[b, member]
+            if not moved:
+                continue
+            for member in range(n_members[b]):
+                new, old = np.int64(found[member]), np.int64(labels[b, member])
+                if new == old and not first:
+                    continue
+                n_changed += 1
+                members[chunk, new] += 1
+                if not first:
+                    members[chunk, old] -= 1
+                for q in range(width):
+                    lane = lanes[g, q]
+                    weight = np.float64(h[b, q, member]) if weighted else 1.0
+                    value = weight * w[b, q, member]
+                    sums[chunk, new, lane] += value
+                    counts[chunk, new, lane] += weight
+                    if not first:
+                        sums[chunk, old, lane] -= value
+                        counts[chunk, old, lane] -= weight
+            for member in range(BLOCK):
+                labels[b, member] = found[member]
+        changed[chunk] = n_changed
+
+
+@njit(cache=True)
+def _reduce(chunks, total):
+    for chunk in range(chunks.shape[0]):
+        total += chunks[chunk]
+
+
+@njit(parallel=True, cache=True)
+def _final_distances(w, h, n_members, group_of, lanes, rows, labels, codebook, out_labels, out_distance):
+    weighted = h.shape[0] > 0
+    for b in prange(len(n_members)):
+        distance = np.empty(BLOCK, np.float32)
+        _distance_to(w, h, weighted, b, codebook, lanes, group_of[b], labels, distance)
+        for member in range(n_members[b]):
+            out_labels[rows[b, member]] = labels[b, member]
+            out_distance[rows[b, member]] = distance[member]
+
+
+class CpuEngine:
+    """State of one clustering on the CPU: blocks, labels, running sums.
+
+    Args:
+        values: float32 `(n_sub, d)`, C-contiguous, zero on pruned lanes.
+        mask: bool `(n_sub, d)`.
+        weights: float32 `(n_sub, d)` importance weights, or None.
+        n_codewords: k.
+    """
+
+    def __init__(
+        self, values: NDArray[np.float32], mask: NDArray[np.bool_], weights: NDArray[np.float32] | None, n_codewords: int
+    ) -> None:
+        self.values, self.mask = values, mask
+        self.n, self.d = values.shape
+        self.k = n_codewords
+        self.blocks = group(values, mask, weights)
+        n_blocks, width, _ = self.blocks.w.shape
+        parts = np.empty(_MAX_CHUNKS)
+        _energy(values, values[:0] if weights is None else weights, parts)
+        self.energy = float(parts.sum())
+        largest = float(max(self.blocks.w.max(), -self.blocks.w.min()))
+        self._largest_square = np.float32(min(largest * largest, 1e30))
+        # Chunk buffers stay within the size of the data; their number depends on sizes alone, never on threads
+        n_chunks = max(1, min(_MAX_CHUNKS, n_blocks, self.n * width // (self.k * (self.d + 1))))
+        self._chunks = np.linspace(0, n_blocks, n_chunks + 1).astype(np.int64)
+        shape = (n_chunks, self.k, self.d + 1)
+        self._delta_sums, self._delta_counts = np.empty(shape), np.empty(shape)
+        self._delta_members = np.empty((n_chunks, self.k), np.int64)
+        self._changed = np.zeros(n_chunks, np.int64)
+        self.n_buckets = 64 if self.k <= 2048 else 32
+        sets = (self.d + 1, self.n_buckets, -(-self.k // 64))
+        self._at_least, self._at_most = np.empty(sets, np.uint64), np.empty(sets, np.uint64)
+        self._base, self._scale = np.zeros(self.d + 1, np.float32), np.zeros(self.d + 1, np.float32)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the assignments, for a restart on the same data."""
+        self._first = True
+        self._labels = np.zeros(self.blocks.rows.shape, np.int32)
+        self._sums, self._counts = np.zeros((self.k, self.d + 1)), np.zeros((self.k, self.d + 1))
+        self.members = np.zeros(self.k, np.int64)
+
+    def assign(self, codebook: NDArray[np.float32]) -> int:
+        """Give every subvector its nearest codeword; returns how many changed."""
+        blocks = self.blocks
+        self._codebook = np.zeros((self.k, self.d + 1), np.float32)
+        self._codebook[:, : self.d] = codebook
+        half_square = np.ascontiguousarray((0.5 * self._codebook * self._codebook).T)
+        _sort_codewords(
+            self._codebook, self.d, self.n_buckets, self._base, self._scale, self._at_least, self._at_most
+        )
+        _iterate(
+            blocks.w, blocks.h, blocks.n_members, blocks.group, blocks.lanes, self._labels, self._first,
+            self._codebook, half_square, self._base, self._scale, self._at_least, self._at_most, self._chunks,
+            self._delta_sums, self._delta_counts, self._delta_members, self._changed, self._largest_square,
+        )  # fmt: skip
+        self._first = False
+        _reduce(self._delta_sums, self._sums)
+        _reduce(self._delta_counts, self._counts)
+        self.members += self._delta_members.sum(axis=0)
+        return int(self._changed.sum())
+
+    @property
+    def sums(self) -> NDArray[np.float64]:
+        """`(k, d)` weighted sums of the members' kept values."""
+        return self._sums[:, : self.d]
+
+    @property
+    def counts(self) -> NDArray[np.float64]:
+        """`(k, d)` total weight of the members that keep each lane."""
+        return self._counts[:, : self.d]
+
+    @property
+    def sse(self) -> float:
+        """Squared error of the last assignment, from the sums: `sum h w^2 - 2 c.S + c^2.N`."""
+        codebook = self._codebook[:, : self.d].astype(np.float64)
+        return max(0.0, self.energy + float((codebook * (codebook * self.counts - 2 * self.sums)).sum()))
+
+    def labels_and_distances(self) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Assignment of each subvector in its original order, and its distance to that codeword."""
+        blocks = self.blocks
+        labels, distance = np.empty(self.n, np.int32), np.empty(self.n, np.float32)
+        _final_distances(
+            blocks.w, blocks.h, blocks.n_members, blocks.group, blocks.lanes, blocks.rows, self._labels,
+            self._codebook, labels, distance,
+        )  # fmt: skip
+        return labels, distance
+
+
+def n_threads() -> int:
+    """Threads the CPU engine uses."""
+    return numba.get_num_threads()
