@@ -44,9 +44,7 @@ def problem(n_sub: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return w * mask, mask
 
 
-def torch_kmeans(
-    w: torch.Tensor, mask: torch.Tensor, codebook: torch.Tensor, n_iters: int, chunk: int
-) -> torch.Tensor:
+def torch_kmeans(w: torch.Tensor, mask: torch.Tensor, codebook: torch.Tensor, n_iters: int, chunk: int) -> torch.Tensor:
     """Tuned masked k-means in two matrix products; returns the labels."""
     k = len(codebook)
     labels = torch.empty(len(w), dtype=torch.long)
@@ -153,9 +151,7 @@ def measure(n_sub: int, k: int, n_iters: int, repeats: int, peak: float) -> dict
     chunk = tune_chunk(tw, tm, torch.from_numpy(init))
     runs: dict[str, Callable[[], object]] = {
         "masked": lambda: masked_kmeans(w, mask, k, init=init, max_iters=n_iters, tol=0),
-        "packed": lambda: masked_kmeans(
-            w, mask, k, codewords="packed", init=packed_init, max_iters=n_iters, tol=0
-        ),
+        "packed": lambda: masked_kmeans(w, mask, k, codewords="packed", init=packed_init, max_iters=n_iters, tol=0),
         "torch": lambda: torch_kmeans(tw, tm, torch.from_numpy(init), n_iters, chunk),
         **unmasked_runs(w, init, k, n_iters),
     }
@@ -187,9 +183,7 @@ def measure(n_sub: int, k: int, n_iters: int, repeats: int, peak: float) -> dict
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n-sub", type=int, nargs="+", default=[2000, 5000, 10_000, 200_000, 700_000])
     parser.add_argument("--k", type=int, nargs="+", default=[256, 512, 1024])
     parser.add_argument("--iterations", type=int, default=25)

@@ -48,9 +48,7 @@ class Codebook:
 
     def __post_init__(self) -> None:
         if self.codes.dtype != np.int8 or self.codes.ndim != 2 or 0 in self.codes.shape:
-            raise ShapeError(
-                f"codebook: expected int8 (n_codewords, width), got {self.codes.dtype} {self.codes.shape}"
-            )
+            raise ShapeError(f"codebook: expected int8 (n_codewords, width), got {self.codes.dtype} {self.codes.shape}")
         with np.errstate(over="ignore", under="ignore"):
             scale = float(np.float32(self.scale))
         if not (math.isfinite(scale) and scale > 0):
@@ -172,7 +170,7 @@ class VQLayer:
         """The dense float32 weight. A plain reference; the file reader decodes with a faster equal path."""
         mask = self.mask()
         rows = codebook.values[self.assignments]
-        subvectors = unpack_lanes(rows, mask) if self.codewords == "packed" else rows * mask
+        subvectors = unpack_lanes(rows, mask) if self.codewords == "packed" else np.where(mask, rows, np.float32(0))
         return np.ascontiguousarray(from_subvectors(subvectors, self.shape))
 
 
@@ -267,9 +265,7 @@ class CompressedModel:
                         f"expected {(layer.n_codewords, layer.width)}"
                     )
             elif isinstance(layer, DenseLayer) and f"{layer.name}.weight" not in self.tensors:
-                raise ShapeError(
-                    f"layer {layer.name!r}: weight {layer.name + '.weight'!r} is missing from the tensors"
-                )
+                raise ShapeError(f"layer {layer.name!r}: weight {layer.name + '.weight'!r} is missing from the tensors")
 
     @property
     def vq_layers(self) -> tuple[VQLayer, ...]:

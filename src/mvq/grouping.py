@@ -48,9 +48,7 @@ def to_subvectors(weight: ArrayT, d: int) -> ArrayT:
         ShapeError: if the weight has fewer than two axes.
     """
     if weight.ndim < 2:
-        raise ShapeError(
-            f"a weight of shape {tuple(weight.shape)} has no input axis; expected (Cout, Cin, ...)"
-        )
+        raise ShapeError(f"a weight of shape {tuple(weight.shape)} has no input axis; expected (Cout, Cin, ...)")
     n_out, positions = weight.shape[0], n_positions(weight.shape)
     n_groups = -(-n_out // d)
     rows = weight.reshape(n_out, positions)

@@ -107,9 +107,7 @@ class Pattern:
         counts = blocks.sum(axis=-1)
         if blocks.size and not (counts == self.keep).all():
             bad = int(counts[counts != self.keep].flat[0])
-            raise ShapeError(
-                f"pattern {self}: a block of {self.group} lanes keeps {bad}, must keep {self.keep}"
-            )
+            raise ShapeError(f"pattern {self}: a block of {self.group} lanes keeps {bad}, must keep {self.keep}")
         binomials = _binomials(self.group, self.keep)
         remaining = np.full(blocks.shape[:-1], self.keep, dtype=np.int64)
         rank = np.zeros(blocks.shape[:-1], dtype=np.int64)

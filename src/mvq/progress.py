@@ -8,9 +8,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def track(
-    items: Iterable[T], description: str, *, total: int | None = None, enabled: bool = True
-) -> Iterator[T]:
+def track(items: Iterable[T], description: str, *, total: int | None = None, enabled: bool = True) -> Iterator[T]:
     """Yield the items while a bar with elapsed and remaining time shows how far they are.
 
     Args:

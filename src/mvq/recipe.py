@@ -202,9 +202,7 @@ class Recipe:
         values = dict(data)
         version = values.pop("schema_version", SCHEMA_VERSION)
         if version != SCHEMA_VERSION:
-            raise ConfigError(
-                f"recipe: schema_version {version!r} is not known; this version reads {SCHEMA_VERSION}"
-            )
+            raise ConfigError(f"recipe: schema_version {version!r} is not known; this version reads {SCHEMA_VERSION}")
         base = cls.preset(values.pop("preset")) if "preset" in values else cls()
         known = [f.name for f in fields(cls)]
         unknown = [k for k in values if k not in known]

@@ -57,13 +57,13 @@ def masked_kmeans(
 ) -> KMeansResult:
     """Cluster subvectors whose pruned lanes do not count (MVQ, equations 4 and 5).
 
-    Minimises `sum_j || h_j o m_j o (w_j - c_a(j)) ||^2` by exact alternation: every subvector goes to its nearest codeword under its
-    own mask, every codeword lane becomes the mean over the members that keep it. The last step is an assignment, so
-    `assignments` are nearest in `codebook`. Values on pruned lanes never matter.
+    Minimises `sum_j || h_j o m_j o (w_j - c_a(j)) ||^2` by exact alternation: every subvector goes to its nearest
+    codeword under its own mask, every codeword lane becomes the mean over the members that keep it. The last step is
+    an assignment, so `assignments` are nearest in `codebook`. Values on pruned lanes never matter.
 
-    Rules: ties go to the lowest codeword; a lane that no member keeps holds its previous value; empty clusters move to the
-    worst-served subvectors (largest distance, then lowest index) as long as that lowers the error. The result depends on
-    `seed`, never on the number of threads.
+    Rules: ties go to the lowest codeword; a lane that no member keeps holds its previous value; empty clusters move
+    to the worst-served subvectors (largest distance, then lowest index), and take the lanes those prune from the
+    codeword that served them. The result depends on `seed`, never on the number of threads.
 
     Args:
         subvectors: `(n_sub, d)` floating point, NumPy array or tensor. CUDA tensors are clustered on their device.
@@ -88,8 +88,8 @@ def masked_kmeans(
         ConfigError: an option is out of range, or there are fewer distinct subvectors than codewords.
 
     Notes:
-        `O(n_sub * Q * n_codewords)` multiply-adds an iteration at most, and memory `O(n_sub * Q + n_codewords * d)`. Sums are
-        accumulated in float64.
+        `O(n_sub * Q * n_codewords)` multiply-adds an iteration at most, and memory `O(n_sub * Q + n_codewords * d)`.
+        Sums are accumulated in float64.
 
     Example:
         >>> import numpy as np
@@ -217,7 +217,8 @@ def _to_numpy(array: Any) -> NDArray:
 def _check_arrays(values: NDArray, mask: NDArray) -> None:
     if values.ndim != 2 or 0 in values.shape or not np.issubdtype(values.dtype, np.floating):
         raise ShapeError(
-            f"masked_kmeans: subvectors are {values.dtype} {values.shape}; expected floating point (n_sub, d), not empty"
+            f"masked_kmeans: subvectors are {values.dtype} {values.shape}; "
+            f"expected floating point (n_sub, d), not empty"
         )
     if mask.dtype != np.bool_ or mask.shape != values.shape:
         raise ShapeError(

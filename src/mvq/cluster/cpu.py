@@ -1,16 +1,19 @@
+# The kernels' first argument is numba's typing context, which callers do not pass
+# pyright: reportCallIssue=false
 """The CPU engine: exact masked assignment and update that touch kept lanes only.
 
-Once, for all iterations, `group` sorts the subvectors by mask and, within a mask, by a k-d tree, and cuts them into blocks of 16
-that share one mask and lie close together. An iteration then goes through the blocks:
+Once, for all iterations, `group` sorts the subvectors by mask and, within a mask, by a k-d tree, and cuts them into
+blocks of 16 that share one mask and lie close together. An iteration then goes through the blocks:
 
-1. The distance to the codeword a subvector had before bounds the distance to the one it will get. Along each kept lane, that
-   confines the codewords worth looking at to an interval. Sorted into buckets by coordinate, the codewords of an interval
-   are a bit set; the AND over the kept lanes is the candidate list. No codeword outside it can be nearer, so the search is exact.
+1. The distance to the codeword a subvector had before bounds the distance to the one it will get. Along each kept
+   lane, that confines the codewords worth looking at to an interval. Sorted into buckets by coordinate, the codewords
+   of an interval are a bit set; the AND over the kept lanes is the candidate list. No codeword outside it can be
+   nearer, so the search is exact.
 2. The candidates are scored for the 16 subvectors at once (`kernels.scan`).
 3. Sums and counts change by the subvectors that changed their codeword.
 
-Work is cut into a number of chunks that does not depend on the number of threads, and chunk results are added in order, so
-results are equal for any number of threads. Memory is O(n_sub * Q + k * d).
+Work is cut into a number of chunks that does not depend on the number of threads, and chunk results are added in
+order, so results are equal for any number of threads. Memory is O(n_sub * Q + k * d).
 """
 
 from __future__ import annotations
@@ -255,7 +258,7 @@ def _select(perm, low, high, kth, points, q):
 
 @njit(cache=True)
 def _kd_order(points, perm):
-    """Reorder `perm` so that runs of 16 are the leaves of a k-d tree that splits the widest lane at a multiple of 16."""
+    """Reorder `perm` so that runs of 16 are the leaves of a k-d tree; the widest lane splits, at a multiple of 16."""
     stack = [(0, len(perm))]
     while len(stack) > 0:
         low, high = stack.pop()
@@ -317,7 +320,7 @@ def _sort_codewords(codebook, d, n_buckets, base, scale, at_least, at_most):
         base[lane] = low
         scale[lane] = n_buckets / (high - low) if high - low > 1e-30 else np.float32(0)
         for i in range(k):
-            # As `kernels.interval` does it, step by step: monotone, so an interval's codewords lie between its ends' buckets
+            # Step by step as in `kernels.interval`: monotone, so codewords of an interval lie between its ends' buckets
             t = int(min(max((codebook[i, lane] - base[lane]) * scale[lane], np.float32(0)), largest))
             at_least[lane, t, i >> 6] |= np.uint64(1) << np.uint64(i & 63)
         at_most[lane] = at_least[lane]
@@ -344,13 +347,12 @@ def _distance_to(w, h, weighted, b, codebook, lanes, g, labels, distance):
 
 
 @njit(parallel=True, cache=True)
-def _iterate(
+def _iterate(  # noqa: C901
     w, h, n_members, group_of, lanes, labels, first, codebook, half_square, base, scale, at_least, at_most,
     chunk_starts, sums, counts, members, changed, largest_square,
 ):  # fmt: skip
     """Assign every block and add what changed to each chunk's sums, counts and cluster sizes."""
     k, stride = codebook.shape
-    d = stride - 1
     n_buckets, n_words = at_least.shape[1], at_least.shape[2]
     width = lanes.shape[1]
     weighted = h.shape[0] > 0
@@ -390,7 +392,9 @@ def _iterate(
                             importance = h[b, q, member]
                             unbounded = importance * np.float32(1e30) <= distance[member]
                             reach[member] = (
-                                np.float32(1e30) if unbounded else np.sqrt(distance[member] / importance + tiny) * _SLACK
+                                np.float32(1e30)
+                                if unbounded
+                                else np.sqrt(distance[member] / importance + tiny) * _SLACK
                             )
                     interval(flat_w, reach, base, scale, low, high, q, lane, largest, offset + q * BLOCK)
             if weighted:
@@ -458,7 +462,11 @@ class CpuEngine:
     """
 
     def __init__(
-        self, values: NDArray[np.float32], mask: NDArray[np.bool_], weights: NDArray[np.float32] | None, n_codewords: int
+        self,
+        values: NDArray[np.float32],
+        mask: NDArray[np.bool_],
+        weights: NDArray[np.float32] | None,
+        n_codewords: int,
     ) -> None:
         self.values, self.mask = values, mask
         self.n, self.d = values.shape
@@ -496,9 +504,7 @@ class CpuEngine:
         self._codebook = np.zeros((self.k, self.d + 1), np.float32)
         self._codebook[:, : self.d] = codebook
         half_square = np.ascontiguousarray((0.5 * self._codebook * self._codebook).T)
-        _sort_codewords(
-            self._codebook, self.d, self.n_buckets, self._base, self._scale, self._at_least, self._at_most
-        )
+        _sort_codewords(self._codebook, self.d, self.n_buckets, self._base, self._scale, self._at_least, self._at_most)
         _iterate(
             blocks.w, blocks.h, blocks.n_members, blocks.group, blocks.lanes, self._labels, self._first,
             self._codebook, half_square, self._base, self._scale, self._at_least, self._at_most, self._chunks,

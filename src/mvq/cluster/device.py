@@ -1,7 +1,7 @@
 """The engine for accelerators, in PyTorch: chunked matrix products on the tensors' device.
 
-`|h^.5 o m o (w - c)|^2 = h m w^2 - 2 (h m w) . c + (h m) . c^2`: with `[w, m]` and `[-2c; c^2]` stacked, the distances of a chunk
-are one product. The matrix of a chunk is the only large temporary.
+`|h^.5 o m o (w - c)|^2 = h m w^2 - 2 (h m w) . c + (h m) . c^2`: with `[w, m]` and `[-2c; c^2]` stacked, the
+distances of a chunk are one product. The matrix of a chunk is the only large temporary.
 """
 
 from __future__ import annotations

@@ -1,10 +1,13 @@
 """The inner loops of the CPU engine: blocks of 16 subvectors against sets of codewords, in SIMD registers.
 
-They are emitted as LLVM IR because a compiler does not find this shape by itself: the 16 x Q kept values of a block, the running
-minimum and its index stay in registers while codewords stream past as scalars that are broadcast. One codeword costs Q
-multiply-adds, a compare, a minimum and a select for 16 subvectors; finding the next codeword in the bit sets is scalar work
-that overlaps with them. LLVM splits the 16-wide vectors into whatever the machine has.
+They are emitted as LLVM IR because a compiler does not find this shape by itself: the 16 x Q kept values of a block,
+the running minimum and its index stay in registers while codewords stream past as scalars that are broadcast. One
+codeword costs Q multiply-adds, a compare, a minimum and a select for 16 subvectors; finding the next codeword in the
+bit sets is scalar work that overlaps with them. LLVM splits the 16-wide vectors into whatever the machine has.
 """
+
+# The IR builder's methods are wrapped at run time, which type checkers do not see through
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
 
 from __future__ import annotations
 
@@ -105,17 +108,15 @@ class _Scan:
         b = self.builder
         lanes = [_I64(q) for q in range(unrolled or 0)]
         self.fixed = [(self.value("w", q), self.value("h", q) if self.weighted else None, self.lane(q)) for q in lanes]
-        pointers = [
-            (self.set_pointer("at_least", "low", q), self.set_pointer("at_most", "high", q)) for q in lanes
-        ]
+        pointers = [(self.set_pointer("at_least", "low", q), self.set_pointer("at_most", "high", q)) for q in lanes]
         entry = b.block
         word, words_head, words_done = _loop(b, self.sizes["n_words"], "word")
+        body = b.block
         b.position_at_start(words_head)
         best, index = b.phi(_VF), b.phi(_VI)
         best.add_incoming(ir.Constant(_VF, [float("inf")] * BLOCK), entry)
         index.add_incoming(ir.Constant(_VI, [0] * BLOCK), entry)
-        b.position_at_end(word_body := next(x for x in b.function.blocks[::-1] if x.name.startswith("word.body")))
-        assert not word_body.is_terminated
+        b.position_at_end(body)
         bits = self.candidates(word, pointers) if unrolled else self.candidates_rolled(word)
         new_best, new_index = self.search(word, bits, best, index, unrolled)
         best.add_incoming(new_best, b.block)
@@ -233,12 +234,12 @@ def scan(
     lanes: Any, best: Any, index: Any, n_buckets: Any, n_words: Any, stride: Any, n_lanes: Any, offset: Any,
     lane_offset: Any,
 ) -> Any:  # fmt: skip
-    """Nearest candidate of each member of a block: writes `best[16]` (scores) and `index[16]`; ties to the lowest codeword.
+    """Nearest candidate of each member of a block, ties to the lowest: writes scores `best[16]` and `index[16]`.
 
-    Candidates are the codewords in `at_least[lane, low[q]] & at_most[lane, high[q]]` for every kept lane
-    `lane = lanes[lane_offset + q]`, bit sets of `n_words` words. Arrays are flat and contiguous: `codebook[k * stride + lane]`,
-    `bias[k]` (half the squared norm over the block's lanes), `w[offset + q * 16 + member]`. `h` is not read. Scores are
-    `bias - w.c`.
+    Candidates are the codewords in `at_least[lane, low[q]] & at_most[lane, high[q]]` for every kept lane `lane =
+    lanes[lane_offset + q]`, bit sets of `n_words` words. Arrays are flat and contiguous: `codebook[k * stride +
+    lane]`, `bias[k]` (half the squared norm over the block's lanes), `w[offset + q * 16 + member]`. `h` is not read.
+    Scores are `bias - w.c`.
     """
     return _signature(), _codegen(weighted=False)
 
@@ -280,8 +281,8 @@ def interval(
 ) -> Any:  # fmt: skip
     """Buckets of the ends of a block's interval on one lane.
 
-    `low[q]` is the bucket of `min(w - reach)`, `high[q]` that of `max(w + reach)`, over the 16 members `w[offset:]`, `reach[:16]`. The
-    bucket of x is `(x - base[lane]) * scale[lane]`, clamped to `0 .. largest` and truncated.
+    `low[q]` is the bucket of `min(w - reach)`, `high[q]` that of `max(w + reach)`, over the 16 members `w[offset:]`,
+    `reach[:16]`. The bucket of x is `(x - base[lane]) * scale[lane]`, clamped to `0 .. largest` and truncated.
     """
     f32, i64 = types.float32[::1], types.int64
     signature = types.void(f32, f32, f32, f32, i64[::1], i64[::1], i64, i64, types.float32, i64)
@@ -291,7 +292,10 @@ def interval(
         q, lane, largest, offset = args[6:]
         value, distance = _load_vector(b, b.gep(data[0], [offset])), _load_vector(b, data[1])
         origin, factor = (b.load(b.gep(pointer, [lane])) for pointer in data[2:4])
-        ends = (_reduce_vector(b, b.fsub(value, distance), "<"), _reduce_vector(b, b.fadd(value, distance), ">"))
+        ends = (
+            _reduce_vector(b, b.fsub(value, distance), "<"),
+            _reduce_vector(b, b.fadd(value, distance), ">"),
+        )
         for end, target in zip(ends, data[4:], strict=True):
             x = _clamp(b, b.fmul(b.fsub(end, origin), factor), largest)
             b.store(b.fptosi(x, _I64), b.gep(target, [q]))

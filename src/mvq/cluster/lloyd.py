@@ -104,8 +104,11 @@ def update(engine: Engine, codebook: NDArray[np.float32]) -> NDArray[np.float32]
 
 
 def _move_empty(engine: Engine, codebook: NDArray[np.float32], empty: NDArray[np.intp]) -> None:
-    """Put empty clusters on the worst-served distinct subvectors, worst first; lanes those prune keep their value."""
-    _, distance = engine.labels_and_distances()
+    """Put empty clusters on the worst-served distinct subvectors, worst first.
+
+    Lanes such a subvector prunes are copied from the codeword that served it, which splits that cluster.
+    """
+    labels, distance = engine.labels_and_distances()
     worst = np.argsort(-distance, kind="stable")
     taken: set[bytes] = set()
     slots = iter(empty.tolist())
@@ -115,5 +118,4 @@ def _move_empty(engine: Engine, codebook: NDArray[np.float32], empty: NDArray[np
         identity = engine.values[row].tobytes()
         if identity not in taken:
             taken.add(identity)
-            mask = engine.mask[row]
-            codebook[next(slots), mask] = engine.values[row, mask]
+            codebook[next(slots)] = np.where(engine.mask[row], engine.values[row], codebook[labels[row]])

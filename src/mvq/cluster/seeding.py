@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-#: k-means++ draws from a random sample of this many rows a codeword; the whole data would cost more than the clustering.
+#: k-means++ draws from a random sample of this many rows a codeword; the whole data would cost more than the
+#: clustering.
 _SAMPLE_PER_CODEWORD = 32
 
 
@@ -19,17 +20,15 @@ def initial_codebook(
 ) -> NDArray[np.float32]:
     """`(n_codewords, d)` start: distinct random rows, or k-means++ under the masked distance.
 
-    A row says nothing about the lanes it prunes. Zeros there would be far from every value that a row keeping the lane can
-    have, so each such lane is filled from a further random row that keeps it.
+    A row says nothing about the lanes it prunes. Zeros there would be far from every value that a row keeping the
+    lane can have, so each such lane is filled from a further random row that keeps it.
     """
     n = len(values)
     if method == "random":
         rows = _distinct_rows(values, mask, rng.permutation(n), n_codewords)
         return _fill(values, mask, values[rows], mask[rows], rng)
     sample = np.sort(rng.choice(n, min(n, _SAMPLE_PER_CODEWORD * n_codewords), replace=False))
-    return _plus_plus(
-        values[sample], mask[sample], None if weights is None else weights[sample], n_codewords, rng
-    )
+    return _plus_plus(values[sample], mask[sample], None if weights is None else weights[sample], n_codewords, rng)
 
 
 def _distinct_rows(
