@@ -99,7 +99,7 @@ class Recipe:
         rows_per_codeword: with scope `layer`, a layer that has fewer subvectors per codeword than this gets
             the largest power of two of codewords that satisfies it (at least 1); 0 switches that off, and
             then a codebook larger than the number of distinct subvectors is an error.
-        init: `random` rows or `k-means++`.
+        init: `k-means++` or `random` rows.
         max_iters: most k-means iterations.
         tol: stop when at most this share of assignments changes in an iteration.
         n_init: restarts; the best is kept.
@@ -121,7 +121,7 @@ class Recipe:
     depthwise: Treatment = "int8"
     overrides: Any = ()
     rows_per_codeword: int = 4
-    init: Literal["random", "k-means++"] = "random"
+    init: Literal["random", "k-means++"] = "k-means++"
     max_iters: int = 100
     tol: float = 1e-3
     n_init: int = 1

@@ -48,7 +48,7 @@ def masked_kmeans(
     *,
     codewords: Codewords = "masked",
     weights: Array | None = None,
-    init: Init | Array = "random",
+    init: Init | Array = "k-means++",
     max_iters: int = 100,
     tol: float = 1e-3,
     n_init: int = 1,
@@ -72,7 +72,7 @@ def masked_kmeans(
         codewords: `masked` codewords have d values; `packed` ones hold the Q kept values in lane order, where Q is the
             largest number of kept lanes of a row (rows with fewer use their first slots).
         weights: `(n_sub, d)` importance h >= 0 of each element, or None for 1 everywhere.
-        init: `random` rows, `k-means++`, or an initial codebook of the result's shape.
+        init: `k-means++`, `random` rows, or an initial codebook of the result's shape.
         max_iters: most codebook updates.
         tol: stop when at most this share of the assignments changes in an iteration (the paper stops below 0.001).
         n_init: restarts with different random initial codebooks; the one with the lowest error is kept.

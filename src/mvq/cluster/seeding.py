@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
-#: k-means++ draws from a random sample of this many rows a codeword; the whole data would cost more than the
-#: clustering.
+#: k-means++ draws from a random sample: at most this many rows a codeword, and this many rows in all (but always 8 a
+#: codeword). The whole data would cost more than the clustering.
 _SAMPLE_PER_CODEWORD = 32
+_SAMPLE = 1 << 15
 
 
 def initial_codebook(
@@ -26,8 +28,9 @@ def initial_codebook(
     n = len(values)
     if method == "random":
         rows = _distinct_rows(values, mask, rng.permutation(n), n_codewords)
-        return _fill(values, mask, values[rows], mask[rows], rng)
-    sample = np.sort(rng.choice(n, min(n, _SAMPLE_PER_CODEWORD * n_codewords), replace=False))
+        return _fill(values, _keepers(mask), values[rows], mask[rows], rng)
+    size = min(n, _SAMPLE_PER_CODEWORD * n_codewords, max(_SAMPLE, 8 * n_codewords))
+    sample = np.sort(rng.choice(n, size, replace=False))
     return _plus_plus(values[sample], mask[sample], None if weights is None else weights[sample], n_codewords, rng)
 
 
@@ -43,20 +46,25 @@ def _distinct_rows(
     return np.fromiter(seen.values(), dtype=np.intp)
 
 
+def _keepers(mask: NDArray[np.bool_]) -> list[NDArray[np.intp]]:
+    """For each lane the rows that keep it."""
+    return [np.flatnonzero(mask[:, lane]) for lane in range(mask.shape[1])]
+
+
 def _fill(
     values: NDArray[np.float32],
-    mask: NDArray[np.bool_],
+    keepers: list[NDArray[np.intp]],
     codebook: NDArray[np.float32],
     known: NDArray[np.bool_],
     rng: np.random.Generator,
 ) -> NDArray[np.float32]:
     """Fill unknown codeword lanes with the value of a random row that keeps the lane; 0 where no row does."""
-    codebook = codebook.copy()
-    for lane in range(values.shape[1]):
+    codebook = np.where(known, codebook, 0)
+    for lane in np.flatnonzero(~known.all(axis=0)):
         unknown = np.flatnonzero(~known[:, lane])
-        if len(unknown):
-            keeping = np.flatnonzero(mask[:, lane])
-            codebook[unknown, lane] = values[rng.choice(keeping, len(unknown)), lane] if len(keeping) else 0
+        if len(keepers[lane]):
+            rows = keepers[lane][rng.integers(len(keepers[lane]), size=len(unknown))]
+            codebook[unknown, lane] = values[rows, lane]
     return codebook
 
 
@@ -70,17 +78,28 @@ def _plus_plus(
     """D^2 sampling (Arthur and Vassilvitskii, 2007) with the masked distance of each row to each codeword."""
     n, d = values.shape
     importance = mask.astype(np.float32) if weights is None else mask * weights
+    keepers = _keepers(mask)
     codebook = np.empty((n_codewords, d), np.float32)
-    nearest = np.full(n, np.inf)
+    nearest = np.full(n, np.inf, np.float32)
     row = int(rng.integers(n))
     for k in range(n_codewords):
-        codebook[k] = _fill(values, mask, values[row : row + 1], mask[row : row + 1], rng)[0]
-        distance = (importance * (values - codebook[k]) ** 2).sum(axis=1, dtype=np.float64)
-        nearest = np.minimum(nearest, distance)
+        codebook[k] = _fill(values, keepers, values[row : row + 1], mask[row : row + 1], rng)[0]
+        _shrink_distances(values, importance, codebook[k], nearest)
         nearest[row] = 0
-        total = nearest.sum()
-        if total > 0:
-            row = min(int(np.searchsorted(np.cumsum(nearest), rng.random() * total, side="right")), n - 1)
+        cumulative = np.cumsum(nearest, dtype=np.float64)
+        if cumulative[-1] > 0:
+            row = min(int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right")), n - 1)
         else:
             row = int(rng.integers(n))
     return codebook
+
+
+# Serial: k short parallel loops would spend their time on starting threads
+@njit(cache=True, fastmath={"contract", "reassoc", "nsz"})
+def _shrink_distances(values, importance, codeword, nearest):
+    for i in range(len(values)):
+        distance = np.float32(0)
+        for lane in range(values.shape[1]):
+            difference = values[i, lane] - codeword[lane]
+            distance += importance[i, lane] * difference * difference
+        nearest[i] = min(nearest[i], distance)
