@@ -182,9 +182,14 @@ def _split_large(
     values: NDArray[np.float32], order: NDArray[np.int32], starts: NDArray[np.int64], lanes: NDArray[np.int32]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Cut groups too large for one thread into cells of a k-d tree built on a sample; reorders `order` in place."""
-    new_starts, lane_rows = [np.zeros(1, np.int64)], []
-    for g, (low, high) in enumerate(zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True)):
-        if high - low > _SPLIT_ABOVE:
+    ends: list[NDArray[np.int64]] = []
+    lane_rows: list[NDArray[np.int64]] = []
+    done = 0
+    for g in [*np.flatnonzero(np.diff(starts) > _SPLIT_ABOVE).tolist(), len(lanes)]:
+        ends.append(starts[done + 1 : g + 1])
+        lane_rows.append(np.arange(done, g))
+        if g < len(lanes):
+            low, high = int(starts[g]), int(starts[g + 1])
             levels = min(10, math.ceil(math.log2((high - low) / _SPLIT_ABOVE)) + 1)
             members = order[low:high]
             kept = lanes[g][lanes[g] < values.shape[1]].astype(np.int64)
@@ -192,13 +197,11 @@ def _split_large(
             cells = np.empty(len(members), np.uint16)
             _classify(values, members, split_lane, split_at, levels, cells)
             order[low:high] = members[np.argsort(cells, kind="stable")]
-            ends = low + np.cumsum(np.bincount(cells, minlength=1 << levels))
-            ends = np.unique(ends[ends > low])
-        else:
-            ends = np.array([high], np.int64)
-        new_starts.append(ends)
-        lane_rows.append(np.full(len(ends), g, np.int64))
-    return np.concatenate(new_starts), np.concatenate(lane_rows)
+            sizes = np.bincount(cells, minlength=1 << levels)
+            ends.append(low + np.cumsum(sizes[sizes > 0]))
+            lane_rows.append(np.full(int((sizes > 0).sum()), g))
+        done = g + 1
+    return np.concatenate([starts[:1], *ends]), np.concatenate(lane_rows)
 
 
 def _sample_tree(
@@ -375,8 +378,8 @@ def _iterate(  # noqa: C901
             g = group_of[b]
             if g != bias_group and not weighted:
                 bias_group = g
-                bias[:] = 0
-                for q in range(width):
+                bias[:] = half_square[lanes[g, 0]]
+                for q in range(1, width):
                     lane = lanes[g, q]
                     for i in range(k):
                         bias[i] += half_square[lane, i]
