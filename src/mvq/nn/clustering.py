@@ -1,0 +1,190 @@
+"""From the dense weights of the layers that share a codebook to their parametrizations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from mvq.codebook import fit_int8
+from mvq.compressed import Codebook
+from mvq.errors import ConfigError, MvqError
+from mvq.grouping import pack_lanes, to_subvectors, unpack_lanes, valid_lanes
+from mvq.nn.layers import Planned, attach, dense_weight, detach, form_of
+from mvq.nn.parametrizations import LearnedCodebook, NMMask, VQWeight
+from mvq.prune import complete_mask, magnitude_mask
+from mvq.recipe import LayerRecipe, Recipe
+
+
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """One layer cut into subvectors.
+
+    Attributes:
+        values: float32 `(n_sub, d)` dense weights, on the layer's device.
+        mask_ids: `(n_sub, n_blocks)`.
+        kept: bool `(n_sub, d)`, real lanes the pattern keeps.
+        fitted: bool `(n_sub, d)`, lanes that k-means sees.
+        importance: float32 `(n_sub, d)` or None.
+    """
+
+    values: Tensor
+    mask_ids: NDArray[np.uint32]
+    kept: NDArray[np.bool_]
+    fitted: Tensor
+    importance: Tensor | None
+
+    @property
+    def targets(self) -> Tensor:
+        """What k-means fits: `values`, zero on real lanes that are pruned and yet seen (common k-means)."""
+        return torch.where(torch.from_numpy(self.kept).to(self.values.device), self.values, 0.0)
+
+
+def cluster_group(
+    members: list[Planned],
+    recipe: Recipe,
+    *,
+    key: str,
+    n_codewords: int,
+    seed: int,
+    importance: Mapping[str, Tensor] | None,
+) -> None:
+    """Cluster the layers into one codebook and put the parametrizations on.
+
+    Args:
+        members: `(name, module, layer recipe)`; all with equal d, codeword kind, width and k-means.
+        recipe: of the model.
+        key: of the codebook.
+        n_codewords: its size; halved where there are fewer distinct subvectors and `rows_per_codeword` is on.
+        seed: of k-means.
+        importance: by layer name, shaped like the weights.
+
+    Raises:
+        MvqError: of the clustering, with the layer's name in front.
+    """
+    spec = members[0][2]
+    rows = [_cut(name, module, layer, importance) for name, module, layer in members]
+    device = rows[0].values.device
+    try:
+        codebook, latent, assignments = _fit(rows, spec, recipe, n_codewords, seed)
+    except MvqError as error:
+        where = f"layer {members[0][0]!r}" if recipe.scope == "layer" else f"codebook {key!r} of {len(members)} layers"
+        raise type(error)(f"{where}: {error}") from error
+    learned = LearnedCodebook(key, torch.from_numpy(latent).to(device), codebook.scale)
+    ends = np.cumsum([len(r.values) for r in rows])
+    for (name, module, layer), r, labels in zip(members, rows, np.split(assignments, ends[:-1]), strict=True):
+        form = VQWeight(
+            name,
+            recipe,
+            learned,
+            spec=layer,
+            weight=dense_weight(module),
+            assignments=labels,
+            mask_ids=r.mask_ids,
+            sse=_errors(r, codebook, labels, layer),
+        )
+        form.count_members()
+        replace_form(module, form)
+
+
+def replace_form(module: nn.Module, form: VQWeight) -> None:
+    """Put the form in place of the weight, pruned or not; its memory is freed."""
+    if form_of(module) is not None:
+        detach(module, dense_weight(module))
+    attach(module, form)
+
+
+def _cut(name: str, module: nn.Module, layer: LayerRecipe, importance: Mapping[str, Tensor] | None) -> _Rows:
+    weight = dense_weight(module).float()
+    shape = tuple(weight.shape)
+    form = form_of(module)
+    if isinstance(form, NMMask):
+        mask = complete_mask(form.mask.cpu().numpy(), layer.pattern, layer.d, name=name)
+    else:
+        mask = magnitude_mask(weight.cpu().numpy(), layer.pattern, layer.d, name=name)
+    valid = valid_lanes(shape, layer.d)
+    kept = mask & valid
+    plain = layer.kmeans == "plain" and layer.codewords == "masked"
+    if layer.pattern.is_dense:
+        mask_ids = np.zeros((len(mask), 0), np.uint32)
+    else:
+        mask_ids = layer.pattern.rank(mask)
+    return _Rows(
+        values=to_subvectors(weight, layer.d),
+        mask_ids=mask_ids,
+        kept=kept,
+        fitted=torch.from_numpy(np.array(valid) if plain else kept).to(weight.device),
+        importance=None if importance is None else to_subvectors(importance[name], layer.d),
+    )
+
+
+def _fit(
+    rows: list[_Rows], spec: LayerRecipe, recipe: Recipe, n_codewords: int, seed: int
+) -> tuple[Codebook, NDArray[np.float32], NDArray[np.intp]]:
+    """Int8 codebook, float codewords before quantization, and assignments to the int8 ones."""
+    from mvq.cluster import assign, masked_kmeans
+
+    values = _join([r.targets for r in rows])
+    fitted = _join([r.fitted for r in rows])
+    importance = None if rows[0].importance is None else _join([r.importance for r in rows if r.importance is not None])
+    options = {
+        "codewords": spec.codewords,
+        "weights": importance,
+        "init": recipe.init,
+        "max_iters": recipe.max_iters,
+        "tol": recipe.tol,
+        "n_init": recipe.n_init,
+        "seed": seed,
+    }
+    try:
+        result = masked_kmeans(values, fitted, n_codewords, **options)
+    except ConfigError:
+        fewer = 1 << _n_distinct(values, fitted).bit_length() - 1
+        if recipe.rows_per_codeword == 0 or recipe.scope != "layer" or fewer >= n_codewords:
+            raise
+        result = masked_kmeans(values, fitted, fewer, **options)
+    found = result.codebook.float().cpu().numpy()
+    # Packed codewords come as wide as the fullest row, which a layer of few channels leaves below Q.
+    width = found.shape[1]
+    latent = np.pad(found, ((0, 0), (0, spec.width - width)))
+    share = fitted.float() if importance is None else importance * fitted
+    codebook = fit_int8(latent, _lane_sums(share, fitted, result.assignments, latent.shape, spec))
+    quantized = torch.from_numpy(codebook.values[:, :width]).to(values.device)
+    final, _ = assign(values, fitted, quantized, codewords=spec.codewords, weights=importance)
+    return codebook, latent, final.cpu().numpy().astype(np.intp)
+
+
+def _n_distinct(values: Tensor, fitted: Tensor) -> int:
+    seen = torch.where(fitted, values, 0.0).cpu().numpy() + np.float32(0)
+    return len({v.tobytes() + m.tobytes() for v, m in zip(seen, fitted.cpu().numpy(), strict=True)})
+
+
+def _join(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _lane_sums(
+    share: Tensor, fitted: Tensor, assignments: Tensor, shape: tuple[int, ...], spec: LayerRecipe
+) -> NDArray[np.float64]:
+    """Summed weight of the members of each codeword value."""
+    if spec.codewords == "packed":
+        packed = pack_lanes(share.cpu().numpy(), fitted.cpu().numpy(), spec.width)
+        share = torch.from_numpy(packed).to(share.device)
+    sums = torch.zeros(shape, dtype=torch.float64, device=share.device)
+    return sums.index_add_(0, assignments.long(), share.double()).cpu().numpy()
+
+
+def _errors(
+    rows: _Rows, codebook: Codebook, assignments: NDArray[np.integer], layer: LayerRecipe
+) -> tuple[float, float]:
+    """`(masked_sse, total_sse)` against the dense weights."""
+    decoded = codebook.values[assignments]
+    decoded = unpack_lanes(decoded, rows.kept) if layer.codewords == "packed" else decoded * rows.kept
+    # Padding is zero on both sides, so it adds nothing.
+    square = (rows.values.cpu().numpy() - decoded).astype(np.float64) ** 2
+    masked = float((square * rows.kept).sum())
+    return masked, masked + float((square * ~rows.kept).sum())
