@@ -403,13 +403,15 @@ def _iterate(  # noqa: C901
             if weighted:
                 scan_weighted(
                     flat_at_least, flat_at_most, low, high, flat_codebook, bias, flat_w, flat_h, flat_lanes,
-                    best, found, n_buckets, n_words, stride, width, offset, lane_offset,
+                    best, found, n_buckets, n_words, stride, width, np.int64(n_members[b]), offset, lane_offset,
                 )  # fmt: skip
             else:
                 scan(
                     flat_at_least, flat_at_most, low, high, flat_codebook, bias, flat_w, flat_h, flat_lanes,
-                    best, found, n_buckets, n_words, stride, width, offset, lane_offset,
+                    best, found, n_buckets, n_words, stride, width, np.int64(n_members[b]), offset, lane_offset,
                 )  # fmt: skip
+            for member in range(n_members[b], BLOCK):
+                found[member] = found[n_members[b] - 1]
             moved = first
             for member in range(BLOCK):
                 moved |= found[member] != labels[b, member]

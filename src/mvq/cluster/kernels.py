@@ -22,24 +22,23 @@ from numba.extending import intrinsic
 BLOCK = 16
 #: Kept-lane counts with a loop of their own, values in registers; others take the loop that reads them from memory.
 UNROLLED = (1, 2, 3, 4, 6, 8, 16)
+#: Those that also have a loop over the first half of a block, for blocks that are no fuller: masks with few subvectors.
+NARROW = (2, 3, 4, 6, 8)
 
 _F32 = ir.FloatType()
 _I32 = ir.IntType(32)
 _I64 = ir.IntType(64)
-_VF = ir.VectorType(_F32, BLOCK)
-_VI = ir.VectorType(_I32, BLOCK)
 _FAST = ("nnan", "nsz", "contract")
 
 
-def _splat(builder: ir.IRBuilder, scalar: ir.Value) -> ir.Value:
-    vector_type = ir.VectorType(scalar.type, BLOCK)
-    one = builder.insert_element(ir.Constant(vector_type, ir.Undefined), scalar, _I32(0))
-    zeros = ir.Constant(_VI, [0] * BLOCK)
-    return builder.shuffle_vector(one, ir.Constant(vector_type, ir.Undefined), zeros)
+def _splat(builder: ir.IRBuilder, scalar: ir.Value, width: int) -> ir.Value:
+    undefined = ir.Constant(ir.VectorType(scalar.type, width), ir.Undefined)
+    one = builder.insert_element(undefined, scalar, _I32(0))
+    return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(_I32, width), [0] * width))
 
 
-def _load_vector(builder: ir.IRBuilder, pointer: ir.Value, vector_type: ir.VectorType = _VF) -> ir.Value:
-    load = builder.load(builder.bitcast(pointer, vector_type.as_pointer()))
+def _load_vector(builder: ir.IRBuilder, pointer: ir.Value, width: int = BLOCK) -> ir.Value:
+    load = builder.load(builder.bitcast(pointer, ir.VectorType(_F32, width).as_pointer()))
     load.align = 4
     return load
 
@@ -68,14 +67,22 @@ def _next(b: ir.IRBuilder, i: ir.PhiInstr, head: ir.Block) -> None:
 
 
 class _Scan:
-    """Emits the search of one block for one number of kept lanes."""
+    """Emits the search of one block, or of its first `width` members."""
 
-    def __init__(self, builder: ir.IRBuilder, arrays: dict[str, ir.Value], sizes: dict[str, ir.Value], weighted: bool):
-        self.builder, self.arrays, self.sizes, self.weighted = builder, arrays, sizes, weighted
+    def __init__(
+        self,
+        builder: ir.IRBuilder,
+        arrays: dict[str, ir.Value],
+        sizes: dict[str, ir.Value],
+        weighted: bool,
+        width: int = BLOCK,
+    ) -> None:
+        self.builder, self.arrays, self.sizes, self.weighted, self.width = builder, arrays, sizes, weighted, width
 
     def value(self, name: str, q: ir.Value) -> ir.Value:
         """Kept values (or weights) of lane q: one for each subvector of the block."""
-        return _load_vector(self.builder, self.builder.gep(self.arrays[name], [self.builder.mul(q, _I64(BLOCK))]))
+        pointer = self.builder.gep(self.arrays[name], [self.builder.mul(q, _I64(BLOCK))])
+        return _load_vector(self.builder, pointer, self.width)
 
     def lane(self, q: ir.Value) -> ir.Value:
         """Offset of lane q in a codeword."""
@@ -90,7 +97,7 @@ class _Scan:
     def term(self, total: ir.Value, coordinate: ir.Value, w: ir.Value, h: ir.Value | None) -> ir.Value:
         """Add one lane's part of the score."""
         b = self.builder
-        c = _splat(b, coordinate)
+        c = _splat(b, coordinate, self.width)
         if h is None:
             # score = |c|^2/2 - w.c orders codewords as the distance does
             return b.fsub(total, b.fmul(c, w, flags=_FAST), flags=_FAST)
@@ -100,8 +107,8 @@ class _Scan:
     def start(self, codeword: ir.Value) -> ir.Value:
         """Score before any lane is added."""
         if self.weighted:
-            return ir.Constant(_VF, [0.0] * BLOCK)
-        return _splat(self.builder, self.builder.load(self.builder.gep(self.arrays["bias"], [codeword])))
+            return ir.Constant(ir.VectorType(_F32, self.width), [0.0] * self.width)
+        return _splat(self.builder, self.builder.load(self.builder.gep(self.arrays["bias"], [codeword])), self.width)
 
     def emit(self, unrolled: int | None) -> None:
         """Search all candidates; `unrolled` is the number of lanes where it is known."""
@@ -113,9 +120,10 @@ class _Scan:
         word, words_head, words_done = _loop(b, self.sizes["n_words"], "word")
         body = b.block
         b.position_at_start(words_head)
-        best, index = b.phi(_VF), b.phi(_VI)
-        best.add_incoming(ir.Constant(_VF, [float("inf")] * BLOCK), entry)
-        index.add_incoming(ir.Constant(_VI, [0] * BLOCK), entry)
+        floats, integers = ir.VectorType(_F32, self.width), ir.VectorType(_I32, self.width)
+        best, index = b.phi(floats), b.phi(integers)
+        best.add_incoming(ir.Constant(floats, [float("inf")] * self.width), entry)
+        index.add_incoming(ir.Constant(integers, [0] * self.width), entry)
         b.position_at_end(body)
         bits = self.candidates(word, pointers) if unrolled else self.candidates_rolled(word)
         new_best, new_index = self.search(word, bits, best, index, unrolled)
@@ -158,7 +166,7 @@ class _Scan:
         head, body, done = (b.append_basic_block(f"bit.{part}") for part in ("head", "body", "done"))
         b.branch(head)
         b.position_at_end(head)
-        rest, best_here, index_here = b.phi(_I64), b.phi(_VF), b.phi(_VI)
+        rest, best_here, index_here = b.phi(_I64), b.phi(best.type), b.phi(index.type)
         for phi, start in ((rest, bits), (best_here, best), (index_here, index)):
             phi.add_incoming(start, entry)
         b.cbranch(b.icmp_unsigned("!=", rest, _I64(0)), body, done)
@@ -173,7 +181,7 @@ class _Scan:
             score = self.score_rolled(score, row)
         less = b.fcmp_ordered("<", score, best_here, flags=_FAST)
         best_here.add_incoming(b.select(less, score, best_here), b.block)
-        index_here.add_incoming(b.select(less, _splat(b, b.trunc(codeword, _I32)), index_here), b.block)
+        index_here.add_incoming(b.select(less, _splat(b, b.trunc(codeword, _I32), self.width), index_here), b.block)
         rest.add_incoming(b.and_(rest, b.sub(rest, _I64(1))), b.block)
         b.branch(head)
         b.position_at_end(done)
@@ -185,7 +193,7 @@ class _Scan:
         q, head, done = _loop(b, self.sizes["n_lanes"], "lane")
         body = b.block
         b.position_at_start(head)
-        score = b.phi(_VF)
+        score = b.phi(start.type)
         score.add_incoming(start, entry)
         b.position_at_end(body)
         h = self.value("h", q) if self.weighted else None
@@ -196,7 +204,9 @@ class _Scan:
 
 
 _ARRAYS = ("at_least", "at_most", "low", "high", "codebook", "bias", "w", "h", "lanes", "best", "index")
-_SIZES = ("n_buckets", "n_words", "stride", "n_lanes")
+_SIZES = ("n_buckets", "n_words", "stride", "n_lanes", "n_members")
+# Added to the number of lanes to tell half-full blocks apart in one switch
+_HALF = 1 << 32
 
 
 def _codegen(weighted: bool) -> Callable[..., ir.Value]:
@@ -209,14 +219,21 @@ def _codegen(weighted: bool) -> Callable[..., ir.Value]:
         for name, offset in (("w", "offset"), ("h", "offset"), ("lanes", "lane_offset")):
             pointers[name] = builder.gep(pointers[name], [values[offset]])
         other, end = builder.append_basic_block("scan.any"), builder.append_basic_block("scan.end")
-        switch = builder.switch(values["n_lanes"], other)
-        for count in (*UNROLLED, None):
-            block = other if count is None else builder.append_basic_block(f"scan.{count}")
-            if count is not None:
-                switch.add_case(_I64(count), block)
+        half = builder.icmp_signed("<=", values["n_members"], _I64(BLOCK // 2))
+        shape = builder.select(half, builder.add(values["n_lanes"], _I64(_HALF)), values["n_lanes"])
+        switch = builder.switch(shape, other)
+        narrow = () if weighted else NARROW
+        for count, width in [*((c, BLOCK) for c in UNROLLED), *((c, BLOCK // 2) for c in narrow)]:
+            block = builder.append_basic_block(f"scan.{count}.{width}")
+            switch.add_case(_I64(count if width == BLOCK else count + _HALF), block)
+            if width == BLOCK and count not in narrow:
+                switch.add_case(_I64(count + _HALF), block)
             builder.position_at_end(block)
-            _Scan(builder, pointers, values, weighted).emit(count)
+            _Scan(builder, pointers, values, weighted, width).emit(count)
             builder.branch(end)
+        builder.position_at_end(other)
+        _Scan(builder, pointers, values, weighted).emit(None)
+        builder.branch(end)
         builder.position_at_end(end)
         return context.get_dummy_value()
 
@@ -225,16 +242,18 @@ def _codegen(weighted: bool) -> Callable[..., ir.Value]:
 
 def _signature() -> Any:
     f32, i32, i64, u64 = types.float32[::1], types.int32[::1], types.int64, types.uint64[::1]
-    return types.void(u64, u64, i64[::1], i64[::1], f32, f32, f32, f32, i32, f32, i32, *[i64] * 6)
+    return types.void(u64, u64, i64[::1], i64[::1], f32, f32, f32, f32, i32, f32, i32, *[i64] * 7)
 
 
 @intrinsic
 def scan(
     typingctx: Any, at_least: Any, at_most: Any, low: Any, high: Any, codebook: Any, bias: Any, w: Any, h: Any,
-    lanes: Any, best: Any, index: Any, n_buckets: Any, n_words: Any, stride: Any, n_lanes: Any, offset: Any,
-    lane_offset: Any,
+    lanes: Any, best: Any, index: Any, n_buckets: Any, n_words: Any, stride: Any, n_lanes: Any, n_members: Any,
+    offset: Any, lane_offset: Any,
 ) -> Any:  # fmt: skip
     """Nearest candidate of each member of a block, ties to the lowest: writes scores `best[16]` and `index[16]`.
+
+    Where a block has 8 members or fewer, only the first 8 may be written.
 
     Candidates are the codewords in `at_least[lane, low[q]] & at_most[lane, high[q]]` for every kept lane `lane =
     lanes[lane_offset + q]`, bit sets of `n_words` words. Arrays are flat and contiguous: `codebook[k * stride +
@@ -247,8 +266,8 @@ def scan(
 @intrinsic
 def scan_weighted(
     typingctx: Any, at_least: Any, at_most: Any, low: Any, high: Any, codebook: Any, bias: Any, w: Any, h: Any,
-    lanes: Any, best: Any, index: Any, n_buckets: Any, n_words: Any, stride: Any, n_lanes: Any, offset: Any,
-    lane_offset: Any,
+    lanes: Any, best: Any, index: Any, n_buckets: Any, n_words: Any, stride: Any, n_lanes: Any, n_members: Any,
+    offset: Any, lane_offset: Any,
 ) -> Any:  # fmt: skip
     """`scan` with importance weights `h` laid out like `w`; `bias` is not read. Scores are distances."""
     return _signature(), _codegen(weighted=True)
