@@ -33,6 +33,10 @@ class MissingDependencyError(MvqError):
     """An optional package is needed; the message names the line that installs it."""
 
 
+class FileError(MvqError):
+    """A file cannot be opened, read or written; the text ends with what the system said."""
+
+
 class FormatError(MvqError):
     """A `.mvq` file is damaged or not one."""
 
