@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from mvq import baselines, cluster, codebook, compressed, format, nn, prune, sizes, tasks, train
+    from mvq import baselines, cluster, codebook, compressed, flops, format, nn, prune, sizes, tasks, train
     from mvq.api import compress, load, load_into, save
     from mvq.errors import MvqError
     from mvq.nn import bake_, cluster_, prune_
@@ -45,6 +45,7 @@ _PARTS = (
     "cluster",
     "codebook",
     "compressed",
+    "flops",
     "format",
     "nn",
     "prune",
@@ -67,6 +68,7 @@ __all__ = [
     "compress",
     "compressed",
     "finetune",
+    "flops",
     "format",
     "load",
     "load_into",

@@ -1,0 +1,5 @@
+"""HTML reports: one file with its plots inside, for `mvq demo`. Needs `mvq[report]`."""
+
+from mvq.report.html import render, write_html
+
+__all__ = ["render", "write_html"]

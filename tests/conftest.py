@@ -1,0 +1,43 @@
+"""Fixtures shared by all tests, and the settings of the property tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "mvq", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.load_profile("mvq")
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """The one source of random numbers of a test, the same on every run."""
+    return np.random.default_rng(20250330)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> str:
+    """`cpu` always; `cuda` where there is such a device."""
+    if request.param == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device")
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """Folder of real weights and images, named by the environment variable MVQ_DATA."""
+    root = os.environ.get("MVQ_DATA")
+    if not root:
+        pytest.skip("MVQ_DATA is not set: no real data to test with")
+    if not Path(root).is_dir():
+        pytest.skip(f"MVQ_DATA={root}: no such folder")
+    return Path(root)
