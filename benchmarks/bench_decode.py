@@ -18,7 +18,6 @@ Every step allocates its results anew and frees those of the step before.
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import platform
 import statistics
@@ -34,6 +33,7 @@ import torch
 import torchvision
 
 import mvq
+from benchmarks.table import RESULTS, write_csv
 from mvq.compressed import Codebook, CompressedModel, Int8Layer, VQLayer
 from mvq.format import bits, decode, open_file, write
 from mvq.grouping import to_subvectors
@@ -148,7 +148,7 @@ def report(times: dict[str, list[float]], n_bytes: int, jit_ms: float) -> list[d
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "decode.csv")
+    parser.add_argument("--out", type=Path, default=RESULTS / "decode.csv")
     args = parser.parse_args()
     torch.set_num_threads(numba.get_num_threads())
     model = compress()
@@ -172,11 +172,7 @@ def main() -> None:
             measure(steps, 2)
             print(f"{file_bytes / 1e6:.2f} MB file, {n_bytes / 1e6:.2f} MB dense")
             rows = report(measure(steps, args.repeats), n_bytes, compile_ms())
-    args.out.parent.mkdir(exist_ok=True)
-    with args.out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(args.out, rows)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ codeword to decide but d instead of Q multiply-adds.
 from __future__ import annotations
 
 import argparse
-import csv
 import platform
 import statistics
 import time
@@ -28,6 +27,7 @@ import numpy as np
 import torch
 
 import mvq
+from benchmarks.table import RESULTS, write_csv
 from mvq.cluster import masked_kmeans, reference
 from mvq.grouping import pack_lanes
 from mvq.patterns import Pattern
@@ -188,7 +188,7 @@ def main() -> None:
     parser.add_argument("--k", type=int, nargs="+", default=[256, 512, 1024])
     parser.add_argument("--iterations", type=int, default=25)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "kmeans.csv")
+    parser.add_argument("--output", type=Path, default=RESULTS / "kmeans.csv")
     args = parser.parse_args()
     peak = peak_gfma()
     machine = {
@@ -208,11 +208,7 @@ def main() -> None:
         for k in args.k:
             rows.append({**measure(n_sub, k, args.iterations, args.repeats, peak), **machine})
             print({key: value for key, value in rows[-1].items() if key not in machine}, flush=True)
-    args.output.parent.mkdir(exist_ok=True)
-    with args.output.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(args.output, rows)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ much, and no download is needed. Compile time of the loops (once a machine) is m
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import tempfile
 import time
@@ -22,6 +21,7 @@ import torch
 import torchvision
 
 import mvq
+from benchmarks.table import RESULTS, write_csv
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -59,7 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="mvq-22x")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "resnet50.csv")
+    parser.add_argument("--output", type=Path, default=RESULTS / "resnet50.csv")
     args = parser.parse_args()
     recipe = mvq.Recipe.preset(args.recipe)
     with tempfile.TemporaryDirectory() as folder:
@@ -79,11 +79,7 @@ def main() -> None:
         row[f"{key}_spread"] = round(max(values) - min(values), 3)
     row |= {"cores": numba.get_num_threads(), "torch": torch.__version__, "mvq": mvq.__version__}
     print(row)
-    args.output.parent.mkdir(exist_ok=True)
-    with args.output.open("w", newline="") as file:
-        writer = csv.DictWriter(file, row.keys())
-        writer.writeheader()
-        writer.writerow(row)
+    write_csv(args.output, [row])
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ medians of the ratios of one seed each.
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 from pathlib import Path
 
@@ -29,6 +28,7 @@ import numpy as np
 
 import mvq
 from benchmarks.networks import REGISTRY
+from benchmarks.table import RESULTS, write_csv
 from mvq.cluster import masked_kmeans
 from mvq.grouping import to_subvectors, valid_lanes
 from mvq.nn import eligible_layers
@@ -127,18 +127,14 @@ def main() -> None:
     names = [name for name in REGISTRY if not name.startswith(("pqf", "bgd"))]
     parser.add_argument("--networks", nargs="+", choices=list(REGISTRY), default=names)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "method_claim.csv")
+    parser.add_argument("--output", type=Path, default=RESULTS / "method_claim.csv")
     args = parser.parse_args()
     rows = []
     for name in args.networks:
         for scope in ("layer", "network"):
             rows.append(measure(name, scope, args.seeds))
             print(rows[-1], flush=True)
-    args.output.parent.mkdir(exist_ok=True)
-    with args.output.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(args.output, rows)
 
 
 if __name__ == "__main__":

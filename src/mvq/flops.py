@@ -1,6 +1,6 @@
 """Dense and executed multiply-accumulates of a network, never mixed.
 
-"FLOPs" follows the use of the MVQ paper (section 7): one multiply-accumulate counts once, convolutions and
+"FLOPs" follows the use of the MVQ paper: one multiply-accumulate counts once, convolutions and
 linear layers only. *Dense* counts every weight, *executed* the weights an N:M mask keeps. Padded inputs are
 multiplied like others.
 """

@@ -1,6 +1,6 @@
 """Sizes of a compressed network under every convention, each named.
 
-    CR = 32 * n_weights / (b_assign + b_mask + b_codebook)            (MVQ, section 4.4, with b_f = 32)
+    CR = 32 * n_weights / (b_assign + b_mask + b_codebook)            (MVQ, with b_f = 32)
 
 Conventions, each including the one before it:
 

@@ -1,4 +1,4 @@
-"""The ablation of the MVQ paper (table 3) at equal size, and packed codewords beside it.
+"""The ablation of the MVQ paper at equal size, and packed codewords beside it.
 
 | case | weights | k-means | decode |
 |---|---|---|---|

@@ -55,7 +55,7 @@ def masked_kmeans(
     seed: int = 0,
     progress: bool = False,
 ) -> KMeansResult:
-    """Cluster subvectors whose pruned lanes do not count (MVQ, equations 4 and 5).
+    """Cluster subvectors whose pruned lanes do not count (MVQ).
 
     Minimises `sum_j || h_j o m_j o (w_j - c_a(j)) ||^2` by exact alternation: every subvector goes to its nearest
     codeword under its own mask, every codeword lane becomes the mean over the members that keep it. The last step is

@@ -1,8 +1,8 @@
 """Slow, obvious masked k-means in NumPy float64. The fast engines must agree with it.
 
-Assign: `a(j) = argmin_k sum_i h_ji m_ji (w_ji - c_ki)^2`, ties to the lowest k (MVQ eq. 4; importance weights
+Assign: `a(j) = argmin_k sum_i h_ji m_ji (w_ji - c_ki)^2`, ties to the lowest k (MVQ, assignment; importance weights
 h are 1 there).
-Update: `c_ki = sum_j h_ji m_ji w_ji / sum_j h_ji m_ji` over the members j of k (MVQ eq. 5).
+Update: `c_ki = sum_j h_ji m_ji w_ji / sum_j h_ji m_ji` over the members j of k (MVQ, update).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Int8 codebooks: `v_hat = s * clamp(round(v / s), -128, 127)`, one scale a codebook (MVQ, section 4.3).
+"""Int8 codebooks: `v_hat = s * clamp(round(v / s), -128, 127)`, one scale a codebook (MVQ).
 
 The paper learns the scale (LSQ) from a start it does not state. Here the start is the scale of least weighted
 squared error, found by a fixed search, so that it is the same on every run.

@@ -17,7 +17,7 @@ class DecodeWeight(torch.autograd.Function):
     """Codewords to the dense weight; backward gives codewords the masked average of their members' gradients.
 
     Gradient of codeword c, lane by lane: `sum_p(dL/dv_p o n_p) / sum_p n_p` over the members p that keep the
-    lane (MVQ, section 4.5), and 0 where none does. Pruned lanes have no path back.
+    lane (MVQ), and 0 where none does. Pruned lanes have no path back.
     """
 
     @staticmethod

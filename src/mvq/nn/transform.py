@@ -20,7 +20,7 @@ from mvq.recipe import LayerRecipe, Recipe
 
 
 def prune_(model: nn.Module, recipe: Recipe | str | Mapping[str, Any]) -> nn.Module:
-    """Put fixed N:M magnitude masks on the layers that the recipe compresses (MVQ, section 4.1).
+    """Put fixed N:M magnitude masks on the layers that the recipe compresses (MVQ).
 
     The dense weights stay underneath as parameters, so the model can be trained on with its masks. Layers
     whose pattern is dense, and those treated as `int8` or `skip`, are left alone.
@@ -62,7 +62,7 @@ def cluster_(
     importance: Mapping[str, Any] | None = None,
     progress: bool = False,
 ) -> nn.Module:
-    """Replace weights by codebook, assignments and masks (MVQ, sections 4.2 to 4.4).
+    """Replace weights by codebook, assignments and masks (MVQ).
 
     A layer pruned by `prune_` is clustered with its mask, any other with a magnitude mask taken now.
     Codebooks are int8; a last assignment against the quantized codewords follows. Layers treated as `int8`

@@ -1,4 +1,4 @@
-"""N:M masks by magnitude along output channels (MVQ, section 4.1).
+"""N:M masks by magnitude along output channels (MVQ).
 
 A mask that can be ranked to a mask id keeps exactly N lanes of every M. Where the last group of output
 channels is padded and a block has fewer than N real lanes, padding lanes fill the rest, in the id only: no

@@ -1,4 +1,4 @@
-"""Fine-tuning of codewords: assignments and masks stay, codewords follow masked gradients (MVQ, section 4.5).
+"""Fine-tuning of codewords: assignments and masks stay, codewords follow masked gradients (MVQ).
 
 The paper states neither epochs nor learning rates. The defaults are Adam at 1e-3 with cosine decay to zero,
 as the codebook fine-tuning of PQF (Martinez et al., CVPR 2021) starts.
