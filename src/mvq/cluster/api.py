@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mvq.cluster.cpu import clean
+from mvq.cluster.cpu import prepare
 from mvq.cluster.lloyd import Engine, make_engine, run
-from mvq.cluster.seeding import initial_codebook
+from mvq.cluster.seeding import distinct_rows, initial_codebook
 from mvq.errors import ConfigError, ShapeError, WeightError
 from mvq.grouping import pack_lanes
 from mvq.progress import track
@@ -166,7 +166,7 @@ class _Problem:
         values, kept = _to_numpy(subvectors), _to_numpy(mask)
         _check_arrays(values, kept)
         self.weights = None if weights is None else _check_weights(_to_numpy(weights), values.shape)
-        self.values, self.mask, n_bad = clean(values, np.ascontiguousarray(kept), packed=codewords == "packed")
+        self.values, self.mask, n_bad = prepare(values, np.ascontiguousarray(kept), packed=codewords == "packed")
         if n_bad:
             raise WeightError(f"masked_kmeans: {n_bad} of the kept values are NaN or infinite; all must be finite")
         if self.weights is not None and codewords == "packed":
@@ -177,8 +177,7 @@ class _Problem:
         n = len(self.values)
         # Nearly always the first few rows suffice to see it
         for limit in (4 * n_codewords, n):
-            rows = np.concatenate([self.values[:limit] + np.float32(0), self.mask[:limit]], axis=1)
-            distinct = len({row.tobytes() for row in rows})
+            distinct = len(distinct_rows(self.values[:limit], self.mask[:limit], range(min(n, limit))))
             if distinct >= n_codewords:
                 return
         raise ConfigError(

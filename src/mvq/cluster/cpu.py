@@ -54,19 +54,29 @@ class Blocks:
     lanes: NDArray[np.int32]
 
 
-def clean(
+def prepare(
     values: NDArray[np.floating], mask: NDArray[np.bool_], *, packed: bool
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_], int]:
-    """Float32 copy with zeros on pruned lanes, kept values moved to the first slots if packed.
+    """Float32 rows, with the kept values moved to the first slots if packed. Pruned lanes may hold anything.
 
     Returns:
         Values and mask, `(n_sub, d)` or `(n_sub, Q)`, and the number of kept values that are not finite.
     """
     values = np.ascontiguousarray(values, dtype=np.float32)
-    n, d = values.shape
-    width = max(1, int(_count_lanes(mask))) if packed else d
-    out, out_mask = np.zeros((n, width), np.float32), np.zeros((n, width), np.bool_)
-    return out, out_mask, int(_clean(values, mask, packed, out, out_mask))
+    if not packed:
+        return values, mask, int(_count_bad(values, mask))
+    width = max(1, int(_count_lanes(mask)))
+    out, out_mask = np.zeros((len(values), width), np.float32), np.zeros((len(values), width), np.bool_)
+    return out, out_mask, int(_pack(values, mask, out, out_mask))
+
+
+@njit(parallel=True, cache=True)
+def _count_bad(values, mask):
+    n_bad = 0
+    for i in prange(values.shape[0]):
+        for lane in range(values.shape[1]):
+            n_bad += mask[i, lane] and not np.isfinite(values[i, lane])
+    return n_bad
 
 
 @njit(parallel=True, cache=True)
@@ -81,31 +91,29 @@ def _count_lanes(mask):
 
 
 @njit(parallel=True, cache=True)
-def _clean(values, mask, packed, out, out_mask):
+def _pack(values, mask, out, out_mask):
     n_bad = 0
     for i in prange(values.shape[0]):
         slot = 0
         for lane in range(values.shape[1]):
             if mask[i, lane]:
-                to = slot if packed else lane
+                n_bad += not np.isfinite(values[i, lane])
+                out[i, slot] = values[i, lane]
+                out_mask[i, slot] = True
                 slot += 1
-                value = values[i, lane]
-                if not np.isfinite(value):
-                    n_bad += 1
-                out[i, to] = value
-                out_mask[i, to] = True
     return n_bad
 
 
 @njit(parallel=True, cache=True)
-def _energy(values, weights, parts):
-    weighted = weights.shape[0] > 0
+def _energy(w, h, n_members, parts):
+    n = len(n_members)
     for part in prange(len(parts)):
         total = 0.0
-        for i in range(part * len(values) // len(parts), (part + 1) * len(values) // len(parts)):
-            for lane in range(values.shape[1]):
-                square = np.float64(values[i, lane]) * values[i, lane]
-                total += square * weights[i, lane] if weighted else square
+        for b in range(part * n // len(parts), (part + 1) * n // len(parts)):
+            for q in range(w.shape[1]):
+                for member in range(n_members[b]):
+                    square = np.float64(w[b, q, member]) * w[b, q, member]
+                    total += square * h[b, q, member] if h.shape[0] > 0 else square
         parts[part] = total
 
 
@@ -130,7 +138,7 @@ def group(values: NDArray[np.float32], mask: NDArray[np.bool_], weights: NDArray
     weighted = weights is not None
     shape = (int(first_block[-1]), width, BLOCK)
     blocks = Blocks(
-        w=np.zeros(shape, np.float32),
+        w=np.empty(shape, np.float32),
         h=np.zeros(shape if weighted else (0, 0, 0), np.float32),
         rows=np.empty((shape[0], BLOCK), np.int32),
         n_members=np.empty(shape[0], np.int32),
@@ -261,25 +269,19 @@ def _select(perm, low, high, kth, points, q):
 
 @njit(cache=True)
 def _kd_order(points, perm):
-    """Reorder `perm` so that runs of 16 are the leaves of a k-d tree; the widest lane splits, at a multiple of 16."""
-    stack = [(0, len(perm))]
+    """Reorder `perm` so that runs of 16 are the leaves of a k-d tree, which splits at multiples of 16.
+
+    Lanes take turns. Pruning leaves kept lanes bimodal, so the first splits part the signs.
+    """
+    stack = [(0, len(perm), 0)]
     while len(stack) > 0:
-        low, high = stack.pop()
+        low, high, depth = stack.pop()
         n_blocks = (high - low + BLOCK - 1) // BLOCK
-        if n_blocks <= 1:
-            continue
-        widest, spread = 0, np.float32(-1)
-        for q in range(points.shape[1]):
-            smallest = largest = points[perm[low], q]
-            for i in range(low + 1, high):
-                value = points[perm[i], q]
-                smallest, largest = min(smallest, value), max(largest, value)
-            if largest - smallest > spread:
-                widest, spread = q, largest - smallest
-        middle = low + (n_blocks // 2) * BLOCK
-        _select(perm, low, high, middle, points, widest)
-        stack.append((low, middle))
-        stack.append((middle, high))
+        if n_blocks > 1:
+            middle = low + (n_blocks // 2) * BLOCK
+            _select(perm, low, high, middle, points, depth % points.shape[1])
+            stack.append((low, middle, depth + 1))
+            stack.append((middle, high, depth + 1))
 
 
 @njit(parallel=True, cache=True)
@@ -460,7 +462,7 @@ class CpuEngine:
     """State of one clustering on the CPU: blocks, labels, running sums.
 
     Args:
-        values: float32 `(n_sub, d)`, C-contiguous, zero on pruned lanes.
+        values: float32 `(n_sub, d)`, C-contiguous; pruned lanes may hold anything.
         mask: bool `(n_sub, d)`.
         weights: float32 `(n_sub, d)` importance weights, or None.
         n_codewords: k.
@@ -479,7 +481,7 @@ class CpuEngine:
         self.blocks = group(values, mask, weights)
         n_blocks, width, _ = self.blocks.w.shape
         parts = np.empty(_MAX_CHUNKS)
-        _energy(values, values[:0] if weights is None else weights, parts)
+        _energy(self.blocks.w, self.blocks.h, self.blocks.n_members, parts)
         self.energy = float(parts.sum())
         largest = float(max(self.blocks.w.max(), -self.blocks.w.min()))
         self._largest_square = np.float32(min(largest * largest, 1e30))

@@ -18,7 +18,7 @@ class DeviceEngine:
     """State of one clustering on a PyTorch device.
 
     Args:
-        values: float32 `(n_sub, d)`, zero on pruned lanes.
+        values: float32 `(n_sub, d)`; pruned lanes may hold anything.
         mask: bool `(n_sub, d)`.
         weights: float32 `(n_sub, d)` importance weights, or None.
         n_codewords: k.
@@ -36,7 +36,8 @@ class DeviceEngine:
         import torch
 
         self.torch = torch
-        self.values, self.mask = values, mask
+        self.values, self.mask = np.where(mask, values, np.float32(0)), mask
+        values = self.values
         self.k = n_codewords
         importance = mask.astype(np.float32) if weights is None else mask * weights
         self._importance = torch.from_numpy(importance).to(device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
@@ -27,20 +29,26 @@ def initial_codebook(
     """
     n = len(values)
     if method == "random":
-        rows = _distinct_rows(values, mask, rng.permutation(n), n_codewords)
+        rows = distinct_rows(values, mask, rng.permutation(n).tolist(), n_codewords)
         return _fill(values, _keepers(mask), values[rows], mask[rows], rng)
     size = min(n, _SAMPLE_PER_CODEWORD * n_codewords, max(_SAMPLE, 8 * n_codewords))
     sample = np.sort(rng.choice(n, size, replace=False))
-    return _plus_plus(values[sample], mask[sample], None if weights is None else weights[sample], n_codewords, rng)
+    sampled = np.where(mask[sample], values[sample], np.float32(0))
+    return _plus_plus(sampled, mask[sample], None if weights is None else weights[sample], n_codewords, rng)
 
 
-def _distinct_rows(
-    values: NDArray[np.float32], mask: NDArray[np.bool_], order: NDArray[np.intp], n_wanted: int
+def row_bytes(values: NDArray[np.float32], mask: NDArray[np.bool_]) -> bytes:
+    """Equal for rows that keep equal values on equal lanes."""
+    return (np.where(mask, values, 0) + np.float32(0)).tobytes() + mask.tobytes()
+
+
+def distinct_rows(
+    values: NDArray[np.float32], mask: NDArray[np.bool_], order: Iterable[int], n_wanted: int | None = None
 ) -> NDArray[np.intp]:
-    """First rows in the given order that differ from one another."""
+    """First rows in the given order that differ from one another, at most `n_wanted`."""
     seen: dict[bytes, int] = {}
-    for row in order.tolist():
-        seen.setdefault((values[row] + np.float32(0)).tobytes() + mask[row].tobytes(), row)
+    for row in order:
+        seen.setdefault(row_bytes(values[row], mask[row]), row)
         if len(seen) == n_wanted:
             break
     return np.fromiter(seen.values(), dtype=np.intp)
