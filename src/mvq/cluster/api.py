@@ -175,15 +175,12 @@ class _Problem:
     def check_distinct(self, n_codewords: int) -> None:
         """Fewer distinct rows than codewords would leave codewords without use."""
         n = len(self.values)
-        # Nearly always the first few rows suffice to see it
-        for limit in (4 * n_codewords, n):
-            distinct = len(distinct_rows(self.values[:limit], self.mask[:limit], range(min(n, limit))))
-            if distinct >= n_codewords:
-                return
-        raise ConfigError(
-            f"masked_kmeans: {n_codewords} codewords for {n} subvectors of which {distinct} are distinct; "
-            f"use at most {distinct} codewords"
-        )
+        distinct = len(distinct_rows(self.values, self.mask, np.arange(n), n_codewords))
+        if distinct < n_codewords:
+            raise ConfigError(
+                f"masked_kmeans: {n_codewords} codewords for {n} subvectors of which {distinct} are distinct; "
+                f"use at most {distinct} codewords"
+            )
 
     def check_codebook(self, codebook: Any, n_codewords: int) -> NDArray[np.float32]:
         start = np.ascontiguousarray(_to_numpy(codebook), dtype=np.float32)

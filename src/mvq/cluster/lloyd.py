@@ -8,8 +8,6 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mvq.cluster.seeding import row_bytes
-
 
 class Engine(Protocol):
     """What an engine provides: exact assignment, with sums over members."""
@@ -117,7 +115,8 @@ def _move_empty(engine: Engine, codebook: NDArray[np.float32], empty: NDArray[np
     for row in worst.tolist():
         if distance[row] <= 0 or len(taken) == len(empty):
             return
-        identity = row_bytes(engine.values[row], engine.mask[row])
+        mask = engine.mask[row]
+        identity = mask.tobytes() + engine.values[row, mask].tobytes()
         if identity not in taken:
             taken.add(identity)
-            codebook[next(slots)] = np.where(engine.mask[row], engine.values[row], codebook[labels[row]])
+            codebook[next(slots)] = np.where(mask, engine.values[row], codebook[labels[row]])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
@@ -29,7 +27,7 @@ def initial_codebook(
     """
     n = len(values)
     if method == "random":
-        rows = distinct_rows(values, mask, rng.permutation(n).tolist(), n_codewords)
+        rows = distinct_rows(values, mask, rng.permutation(n), n_codewords)
         return _fill(values, _keepers(mask), values[rows], mask[rows], rng)
     size = min(n, _SAMPLE_PER_CODEWORD * n_codewords, max(_SAMPLE, 8 * n_codewords))
     sample = np.sort(rng.choice(n, size, replace=False))
@@ -37,20 +35,19 @@ def initial_codebook(
     return _plus_plus(sampled, mask[sample], None if weights is None else weights[sample], n_codewords, rng)
 
 
-def row_bytes(values: NDArray[np.float32], mask: NDArray[np.bool_]) -> bytes:
-    """Equal for rows that keep equal values on equal lanes."""
-    return (np.where(mask, values, 0) + np.float32(0)).tobytes() + mask.tobytes()
-
-
 def distinct_rows(
-    values: NDArray[np.float32], mask: NDArray[np.bool_], order: Iterable[int], n_wanted: int | None = None
+    values: NDArray[np.float32], mask: NDArray[np.bool_], order: NDArray[np.integer], n_wanted: int
 ) -> NDArray[np.intp]:
-    """First rows in the given order that differ from one another, at most `n_wanted`."""
+    """First rows in the given order that keep different values or lanes, at most `n_wanted`."""
     seen: dict[bytes, int] = {}
-    for row in order:
-        seen.setdefault(row_bytes(values[row], mask[row]), row)
-        if len(seen) == n_wanted:
-            break
+    # Nearly always the first few rows suffice, so the order is gone through by parts
+    for low in range(0, len(order), 2 * n_wanted):
+        part = order[low : low + 2 * n_wanted]
+        keys = np.concatenate([np.where(mask[part], values[part], 0) + np.float32(0), mask[part]], axis=1)
+        for row, key in zip(part.tolist(), keys, strict=True):
+            seen.setdefault(key.tobytes(), row)
+            if len(seen) == n_wanted:
+                return np.fromiter(seen.values(), dtype=np.intp)
     return np.fromiter(seen.values(), dtype=np.intp)
 
 
