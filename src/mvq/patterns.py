@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from mvq.errors import ConfigError, ShapeError, StreamError
 
 MAX_GROUP = 32
+_SORT_ROWS = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +92,13 @@ class Pattern:
         Returns:
             Boolean mask of the same shape, True = kept.
         """
-        blocks = _blocks(scores, self.group)
-        order = np.argsort(-blocks, axis=-1, kind="stable")[..., : self.keep]
+        blocks = _blocks(scores, self.group).reshape(-1, self.group)
         mask = np.zeros(blocks.shape, dtype=bool)
-        np.put_along_axis(mask, order, True, axis=-1)
+        # By parts: the indices of a sort take many times the memory of the mask
+        for low in range(0, len(blocks), _SORT_ROWS):
+            part = slice(low, low + _SORT_ROWS)
+            order = np.argsort(-blocks[part], axis=-1, kind="stable")[:, : self.keep]
+            np.put_along_axis(mask[part], order, True, axis=-1)
         return mask.reshape(scores.shape)
 
     def rank(self, mask: NDArray[np.bool_]) -> NDArray[np.uint32]:

@@ -19,6 +19,9 @@ from mvq.nn.parametrizations import LearnedCodebook, NMMask, VQWeight
 from mvq.prune import complete_mask, magnitude_mask
 from mvq.recipe import LayerRecipe, Recipe
 
+# Errors are summed by parts of this many rows, so that float64 copies of a large layer are never whole in memory
+_ERROR_ROWS = 1 << 14
+
 
 @dataclass(frozen=True, eq=False)
 class _Rows:
@@ -182,9 +185,14 @@ def _errors(
     rows: _Rows, codebook: Codebook, assignments: NDArray[np.integer], layer: LayerRecipe
 ) -> tuple[float, float]:
     """`(masked_sse, total_sse)` against the dense weights."""
-    decoded = codebook.values[assignments]
-    decoded = unpack_lanes(decoded, rows.kept) if layer.codewords == "packed" else decoded * rows.kept
-    # Padding is zero on both sides, so it adds nothing.
-    square = (rows.values.cpu().numpy() - decoded).astype(np.float64) ** 2
-    masked = float((square * rows.kept).sum())
-    return masked, masked + float((square * ~rows.kept).sum())
+    dense, table = rows.values.cpu().numpy(), codebook.values
+    masked = total = 0.0
+    for low in range(0, len(dense), _ERROR_ROWS):
+        part = slice(low, low + _ERROR_ROWS)
+        kept, decoded = rows.kept[part], table[assignments[part]]
+        decoded = unpack_lanes(decoded, kept) if layer.codewords == "packed" else np.where(kept, decoded, 0)
+        # Padding is zero on both sides, so it adds nothing.
+        square = (dense[part] - decoded).astype(np.float64) ** 2
+        masked += float(square[kept].sum())
+        total += float(square.sum())
+    return masked, total
