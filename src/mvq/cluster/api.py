@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mvq.cluster.cpu import prepare
+from mvq.cluster.blocks import prepare
 from mvq.cluster.lloyd import Engine, make_engine, run
 from mvq.cluster.seeding import distinct_rows, initial_codebook
 from mvq.errors import ConfigError, ShapeError, WeightError
