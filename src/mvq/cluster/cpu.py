@@ -2,8 +2,8 @@
 # pyright: reportCallIssue=false
 """The CPU engine: exact masked assignment and update that touch kept lanes only.
 
-Once, for all iterations, `blocks.group` sorts the subvectors by mask and, within a mask, by a k-d tree, and cuts them into
-blocks of 16 that share one mask and lie close together. An iteration then goes through the blocks:
+Once, for all iterations, `blocks.group` sorts the subvectors by mask and, within a mask, by a k-d tree, and cuts them
+into blocks of 16 that share one mask and lie close together. An iteration then goes through the blocks:
 
 1. The distance to the codeword a subvector had before bounds the distance to the one it will get. Along each kept
    lane, that confines the codewords worth looking at to an interval. Sorted into buckets by coordinate, the codewords
