@@ -13,6 +13,12 @@ class ConfigError(MvqError):
     """A recipe, pattern or option is contradictory, unknown or out of range."""
 
 
+class FewDistinctError(ConfigError):
+    """A codebook is larger than the number of distinct subvectors, which `distinct` tells."""
+
+    distinct: int = 0
+
+
 class ShapeError(MvqError):
     """An array or tensor has a shape or dtype that the operation does not accept."""
 

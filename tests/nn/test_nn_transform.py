@@ -11,7 +11,7 @@ from torch import nn
 
 from mvq import Recipe
 from mvq.compressed import CompressedModel, DenseLayer, Int8Layer, VQLayer
-from mvq.errors import ConfigError, ModelError, MvqError, ShapeError, WeightError
+from mvq.errors import ConfigError, FewDistinctError, ModelError, MvqError, ShapeError, WeightError
 from mvq.nn import (
     Int8Weight,
     NMMask,
@@ -480,12 +480,12 @@ def test_errors_of_importance() -> None:
 
 def test_errors_of_the_clustering_name_the_layer() -> None:
     big = Recipe(n_codewords=512, rows_per_codeword=0)
-    assert rendered(ConfigError, lambda: cluster_(small_net(), big)) == (
+    assert rendered(FewDistinctError, lambda: cluster_(small_net(), big)) == (
         "layer 'layer1.conv1': masked_kmeans: 512 codewords for 288 subvectors of which 288 are distinct; "
         "use at most 288 codewords"
     )
     shared = Recipe(n_codewords=65536, scope="network")
-    assert rendered(ConfigError, lambda: cluster_(small_net(), shared)).startswith(
+    assert rendered(FewDistinctError, lambda: cluster_(small_net(), shared)).startswith(
         "codebook 'network.0' of 8 layers: masked_kmeans: 65536 codewords for "
     )
 
@@ -573,3 +573,14 @@ def test_a_subnormal_codebook_scale_is_refused_unless_decoded() -> None:
         f"decode it with dense=True"
     )
     install_(small_net(), compressed, dense=True)
+
+
+def test_equal_weights_on_different_lanes_are_one_packed_row() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 16, 1), nn.Conv2d(16, 16, 3))
+    with torch.no_grad():
+        lanes = torch.rand(16, 16, 3, 3, generator=torch.Generator().manual_seed(0)).argsort(0)
+        net[1].weight.copy_((lanes < 4).float())
+    cluster_(net, Recipe(n_codewords=16, codewords="packed"))
+    (layer,) = extract(net).vq_layers
+    assert layer.n_codewords == 1
+    assert layer.masked_sse < 1e-9

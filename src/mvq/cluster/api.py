@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from mvq.cluster.blocks import prepare
 from mvq.cluster.lloyd import Engine, make_engine, run
 from mvq.cluster.seeding import distinct_rows, initial_codebook
-from mvq.errors import ConfigError, ShapeError, WeightError
+from mvq.errors import ConfigError, FewDistinctError, ShapeError, WeightError
 from mvq.grouping import pack_lanes
 from mvq.progress import track
 from mvq.recipe import Codewords
@@ -85,7 +85,7 @@ def masked_kmeans(
     Raises:
         ShapeError: shapes or dtypes do not fit.
         WeightError: a kept value is NaN or infinite, or an importance weight is negative or not finite.
-        ConfigError: an option is out of range, or there are fewer distinct subvectors than codewords.
+        ConfigError: an option is out of range; as `FewDistinctError`, fewer distinct subvectors than codewords.
 
     Notes:
         `O(n_sub * Q * n_codewords)` multiply-adds an iteration at most, and memory `O(n_sub * Q + n_codewords * d)`.
@@ -177,10 +177,12 @@ class _Problem:
         n = len(self.values)
         distinct = len(distinct_rows(self.values, self.mask, np.arange(n), n_codewords))
         if distinct < n_codewords:
-            raise ConfigError(
+            error = FewDistinctError(
                 f"masked_kmeans: {n_codewords} codewords for {n} subvectors of which {distinct} are distinct; "
                 f"use at most {distinct} codewords"
             )
+            error.distinct = distinct
+            raise error
 
     def check_codebook(self, codebook: Any, n_codewords: int) -> NDArray[np.float32]:
         start = np.ascontiguousarray(_to_numpy(codebook), dtype=np.float32)

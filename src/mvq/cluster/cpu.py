@@ -18,7 +18,6 @@ order, so results are equal for any number of threads. Memory is O(n_sub * Q + k
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
@@ -281,8 +280,3 @@ class CpuEngine:
             self._codebook, labels, distance,
         )  # fmt: skip
         return labels, distance
-
-
-def n_threads() -> int:
-    """Threads the CPU engine uses."""
-    return numba.get_num_threads()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mvq.codebook import fit_int8
 from mvq.compressed import Codebook
-from mvq.errors import ConfigError, MvqError
+from mvq.errors import FewDistinctError, MvqError
 from mvq.grouping import pack_lanes, to_subvectors, unpack_lanes, valid_lanes
 from mvq.nn.layers import Planned, attach, dense_weight, detach, form_of
 from mvq.nn.parametrizations import LearnedCodebook, NMMask, VQWeight
@@ -76,7 +76,8 @@ def cluster_group(
         codebook, latent, assignments = _fit(rows, spec, recipe, n_codewords, seed)
     except MvqError as error:
         where = f"layer {members[0][0]!r}" if recipe.scope == "layer" else f"codebook {key!r} of {len(members)} layers"
-        raise type(error)(f"{where}: {error}") from error
+        error.args = (f"{where}: {error}",)
+        raise
     learned = LearnedCodebook(key, torch.from_numpy(latent).to(device), codebook.scale)
     ends = np.cumsum([len(r.values) for r in rows])
     for (name, module, layer), r, labels in zip(members, rows, np.split(assignments, ends[:-1]), strict=True):
@@ -145,10 +146,10 @@ def _fit(
     }
     try:
         result = masked_kmeans(values, fitted, n_codewords, **options)
-    except ConfigError:
-        fewer = 1 << _n_distinct(values, fitted).bit_length() - 1
-        if recipe.rows_per_codeword == 0 or recipe.scope != "layer" or fewer >= n_codewords:
+    except FewDistinctError as error:
+        if recipe.rows_per_codeword == 0 or recipe.scope != "layer":
             raise
+        fewer = 1 << error.distinct.bit_length() - 1
         result = masked_kmeans(values, fitted, fewer, **options)
     found = result.codebook.float().cpu().numpy()
     # Packed codewords come as wide as the fullest row, which a layer of few channels leaves below Q.
@@ -159,11 +160,6 @@ def _fit(
     quantized = torch.from_numpy(codebook.values[:, :width]).to(values.device)
     final, _ = assign(values, fitted, quantized, codewords=spec.codewords, weights=importance)
     return codebook, latent, final.cpu().numpy().astype(np.intp)
-
-
-def _n_distinct(values: Tensor, fitted: Tensor) -> int:
-    seen = torch.where(fitted, values, 0.0).cpu().numpy() + np.float32(0)
-    return len({v.tobytes() + m.tobytes() for v, m in zip(seen, fitted.cpu().numpy(), strict=True)})
 
 
 def _join(parts: list[Tensor]) -> Tensor:
