@@ -389,3 +389,18 @@ def test_bad_input(args, kwargs, error, text):
     with pytest.raises(error) as caught:
         masked_kmeans(*args, **kwargs)
     assert str(caught.value) == text
+
+
+def test_torch_keeps_its_number_of_threads():
+    """numba's parallel loops share OpenMP with torch; a process told to use one thread has to go on with one."""
+    before = torch.get_num_threads()
+    own = numba.get_num_threads()
+    values = torch.randn(300, 16, generator=torch.Generator().manual_seed(0))
+    try:
+        torch.set_num_threads(1)
+        result = masked_kmeans(values, torch.ones(300, 16, dtype=torch.bool), 4)
+        assign(values, torch.ones(300, 16, dtype=torch.bool), result.codebook)
+        assert torch.get_num_threads() == 1
+        assert numba.get_num_threads() == own
+    finally:
+        torch.set_num_threads(before)

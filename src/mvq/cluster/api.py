@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+import numba
 import numpy as np
 from numpy.typing import NDArray
 
@@ -41,6 +45,23 @@ class KMeansResult(NamedTuple):
     n_iters: int
 
 
+@contextlib.contextmanager
+def _limited_threads() -> Iterator[None]:
+    """At most torch's number of threads, which stays: numba's loops share its OpenMP and would raise it."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        yield
+        return
+    own, of_torch = numba.get_num_threads(), torch.get_num_threads()
+    numba.set_num_threads(min(own, of_torch))
+    try:
+        yield
+    finally:
+        numba.set_num_threads(own)
+        torch.set_num_threads(of_torch)
+
+
+@_limited_threads()
 def masked_kmeans(
     subvectors: Array,
     mask: Array,
@@ -122,6 +143,7 @@ def masked_kmeans(
     return KMeansResult(problem.like_input(codebook), problem.like_input(assignments), sse, n_iters)
 
 
+@_limited_threads()
 def assign(
     subvectors: Array,
     mask: Array,
