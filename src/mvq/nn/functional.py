@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mvq.grouping import from_subvectors, to_subvectors
+from mvq.patterns import Pattern
 
 LOW, HIGH = -128, 127
 
@@ -61,6 +62,50 @@ class DecodeWeight(torch.autograd.Function):
             rows = rows * lanes if lanes.dtype == torch.bool else rows.gather(1, lanes)
         sums = rows.new_zeros(counts.shape).index_add_(0, assignments, rows)
         return sums / counts.clamp_min(1), None, None, None, None, None
+
+
+class SparseWeight(torch.autograd.Function):
+    """`weight * mask` with SR-STE's gradient, `g + decay * (1 - mask) * weight` (Zhou et al., ICLR 2021).
+
+    Pruned weights get the gradient of the weight straight through, and are pulled to zero, so that a weight
+    that goes stays gone unless its gradient insists.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, mask: Tensor, decay: float) -> Tensor:
+        """Prune `weight`; `mask` is bool of its shape."""
+        ctx.save_for_backward(weight, mask)
+        ctx.decay = decay
+        return weight * mask
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """SR-STE."""
+        weight, mask = ctx.saved_tensors
+        return torch.add(grads[0], weight.masked_fill(mask, 0), alpha=ctx.decay), None, None
+
+
+def magnitude_mask(weight: Tensor, pattern: Pattern) -> Tensor:
+    """`mvq.prune.magnitude_mask` of a weight on its device, shaped like the weight: ties keep the lowest channel.
+
+    Each lane counts the lanes of its block that go before it: with M <= 32 that takes half the time of a sort.
+
+    Args:
+        weight: `(Cout, ...)`; where M does not divide Cout the last block is short and may keep fewer than N.
+        pattern: N:M along output channels; d, a multiple of M, makes no difference.
+    """
+    scores = weight.detach().abs().reshape(len(weight), -1)
+    short = -len(scores) % pattern.group
+    if short:
+        scores = torch.cat([scores, scores.new_full((short, scores.shape[1]), -1)])
+    blocks = scores.reshape(-1, pattern.group, scores.shape[1])
+    n_before = torch.zeros_like(blocks, dtype=torch.uint8)
+    for lane in range(pattern.group):
+        score = blocks[:, lane : lane + 1]
+        n_before[:, :lane] += score > blocks[:, :lane]
+        n_before[:, lane + 1 :] += score >= blocks[:, lane + 1 :]
+    return (n_before < pattern.keep).reshape(scores.shape)[: len(weight)].reshape(weight.shape)
 
 
 class FakeQuantCodebook(torch.autograd.Function):

@@ -6,42 +6,17 @@ as the codebook fine-tuning of PQF (Martinez et al., CVPR 2021) starts.
 
 from __future__ import annotations
 
-import contextlib
-import math
-from collections.abc import Callable, Iterable, Iterator, Sized
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from mvq.errors import ConfigError, DataError, ModelError
-from mvq.nn import LearnedCodebook, unwrap
-from mvq.progress import track
-
-OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
-_OPTIMIZERS: dict[str, Callable[[list[nn.Parameter], float], torch.optim.Optimizer]] = {
-    "adam": lambda parameters, lr: torch.optim.Adam(parameters, lr=lr),
-    "adamw": lambda parameters, lr: torch.optim.AdamW(parameters, lr=lr),
-    "sgd": lambda parameters, lr: torch.optim.SGD(parameters, lr=lr, momentum=0.9),
-}
-
-
-@dataclass(frozen=True)
-class EpochRecord:
-    """One epoch of training.
-
-    Attributes:
-        epoch: from 0.
-        n_steps: optimizer steps made.
-        loss: mean over its steps.
-        lr: learning rate of its last step.
-    """
-
-    epoch: int
-    n_steps: int
-    loss: float
-    lr: float
+from mvq.train.config import EpochRecord, OptimizerFactory, TrainConfig
+from mvq.train.objectives import Loss, Objective, Supervised
+from mvq.train.trainer import Trainer
 
 
 def finetune(
@@ -53,183 +28,104 @@ def finetune(
     lr: float = 1e-3,
     optimizer: str | OptimizerFactory = "adam",
     schedule: str | None = "cosine",
-    loss_fn: Callable[[Any, Any], Tensor] | None = None,
+    warmup_steps: int = 0,
+    weight_decay: float = 0.0,
+    codebook_lr: float = 1.0,
+    loss_fn: Loss | None = None,
+    objective: Objective | None = None,
     device: torch.device | str | None = None,
     train_other: bool = True,
     bn_eval: bool = False,
+    ema: float | None = None,
+    grad_clip: float | None = None,
+    autocast: str | None = None,
+    checkpoint: Path | str | None = None,
+    checkpoint_every: int | None = None,
+    resume: bool = True,
     progress: bool = False,
     on_step: Callable[[int, float], None] | None = None,
 ) -> list[EpochRecord]:
     """Train a model: codewords of a clustered one, kept weights of a pruned one, all weights of a dense one.
 
+    Under `torchrun`, or in an initialised process group, the processes train together: each takes its part of
+    every batch, so the loader must yield the same batches on all of them (random states are those of process 0
+    at the start of each epoch). A loader that yields each process a part of its own, equally many on all,
+    says so by an attribute `sharded = True`. The loss is taken to be a mean over samples, and is that of the
+    whole batch; batch norm uses its statistics; parts may be of unequal size.
+
     Args:
         model: changed in place; its modules' train/eval modes and its parameters' `requires_grad` are as
-            before afterwards.
-        train_loader: yields `(inputs, targets)`; gone through once an epoch.
+            before afterwards. Masks that follow the weights are those of the last weights.
+        train_loader: yields `(inputs, targets)`; gone through once an epoch. A `set_epoch` of the loader or its
+            sampler is called before.
         epochs: passes over the loader.
         max_steps: stop after this many steps in all.
         lr: learning rate.
         optimizer: `adam`, `adamw`, `sgd` (momentum 0.9), or a function from a list of parameters to an
             optimizer.
-        schedule: `cosine` to zero over all steps, or None. Without a length of the loader, `cosine` needs
-            `max_steps`.
+        schedule: `cosine` to zero over all steps after the warm-up, or None for a constant rate. Without a
+            length of the loader, `cosine` needs `max_steps`.
+        warmup_steps: steps over which the learning rate rises linearly to `lr`.
+        weight_decay: of weights with two axes or more, dense weights beneath masks included; never of
+            codebooks, their scales, norms and biases.
+        codebook_lr: factor on the learning rate of codewords and their scales.
         loss_fn: `(outputs, targets)` to a scalar; cross entropy by default.
+        objective: `(model, batch)` to a scalar, instead of `loss_fn`; see `Distillation`.
         device: where to train; the model is moved there. None: where its parameters are.
         train_other: train everything that is not a codebook too (batch norm, biases, int8 and uncompressed
             weights).
         bn_eval: keep batch norm statistics as they are.
+        ema: decay of an exponential moving average of parameters and float buffers, 0.999 say; the model ends
+            with the average.
+        grad_clip: largest norm of all gradients together.
+        autocast: `bfloat16` to run the model under autocast.
+        checkpoint: file that is written at the end of each epoch by process 0, and from which training goes on
+            if it is there, where all processes must see it. Stopped at any step, training ends with the same
+            bits on a CPU, as long as all that is random comes from torch, Python's `random`, NumPy's global
+            state or the loader's generators, and not from workers that persist.
+        checkpoint_every: write it after each so many steps too.
+        resume: False: start over, whatever `checkpoint` holds.
         progress: show a bar.
-        on_step: called with `(step, loss)` after each step, from 0.
+        on_step: called with `(step, loss)` after each step, from 0, on every process.
 
     Returns:
         One record an epoch.
 
     Raises:
         ConfigError: on an option out of range, or if `train_other=False` leaves nothing to train.
-        DataError: if the loader yields no batch, or not pairs.
-        ModelError: if the loss is NaN or infinite, naming the step; the model keeps the weights of that step.
+        DataError: if the loader yields no batch, or not pairs; on inputs that are NaN or infinite and on labels
+            out of range, naming the step.
+        ModelError: naming the step and the checkpoint kept, if the loss or a gradient is NaN or infinite, the
+            model keeping the weights of that step, or if the loss has been above 10 times its running mean for
+            100 steps. If the checkpoint is of another training, listing the differences.
+        FileError: if the checkpoint is damaged or cannot be read or written.
     """
-    _check(epochs, max_steps, lr, optimizer, schedule)
+    config = TrainConfig(
+        epochs=epochs,
+        max_steps=max_steps,
+        lr=lr,
+        optimizer=optimizer,
+        schedule=schedule,
+        warmup_steps=warmup_steps,
+        weight_decay=weight_decay,
+        codebook_lr=codebook_lr,
+        train_other=train_other,
+        bn_eval=bn_eval,
+        ema=ema,
+        grad_clip=grad_clip,
+        autocast=autocast,
+        checkpoint=Path(checkpoint) if checkpoint is not None else None,
+        checkpoint_every=checkpoint_every,
+        resume=resume,
+    )
     if device is not None:
-        model.to(device)
-    place = next((p.device for p in model.parameters()), torch.device("cpu"))
-    loss_fn = loss_fn or nn.functional.cross_entropy
-    with _prepared(model, train_other, bn_eval) as parameters:
-        optim = _OPTIMIZERS[optimizer](parameters, lr) if isinstance(optimizer, str) else optimizer(parameters)
-        total = _total_steps(train_loader, epochs, max_steps)
-        scheduler = _scheduler(optim, schedule, total)
-        history: list[EpochRecord] = []
-        step = 0
-        while len(history) < epochs and (max_steps is None or step < max_steps):
-            losses: list[float] = []
-            rate = lr
-            bar = track(
-                train_loader,
-                f"epoch {len(history) + 1}/{epochs}",
-                total=_length(train_loader),
-                enabled=progress,
-            )
-            with contextlib.closing(bar) as batches:  # type: ignore[type-var]
-                for batch in batches:
-                    rate = optim.param_groups[0]["lr"]
-                    losses.append(_step(model, batch, optim, loss_fn, place, step, len(history)))
-                    if scheduler is not None:
-                        scheduler.step()
-                    if on_step is not None:
-                        on_step(step, losses[-1])
-                    step += 1
-                    if step == max_steps:
-                        break
-            if not losses:
-                raise DataError(
-                    f"train_loader yields no batch in epoch {len(history)}; give it data, or a list, not a "
-                    "used-up iterator"
-                )
-            history.append(EpochRecord(len(history), len(losses), sum(losses) / len(losses), rate))
-    return history
+        model.to(_own(torch.device(device)))
+    chosen = objective if objective is not None else Supervised(loss_fn)
+    return Trainer(model, train_loader, chosen, config, progress=progress, on_step=on_step).run()
 
 
-def _step(
-    model: nn.Module,
-    batch: Any,
-    optim: torch.optim.Optimizer,
-    loss_fn: Callable[[Any, Any], Tensor],
-    place: torch.device,
-    step: int,
-    epoch: int,
-) -> float:
-    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-        raise DataError(
-            f"train_loader yields a {type(batch).__name__}, expected pairs (inputs, targets); "
-            f"write your own loop for other data"
-        )
-    inputs, targets = (_to(part, place) for part in batch)
-    optim.zero_grad(set_to_none=True)
-    loss = loss_fn(model(inputs), targets)
-    value = float(loss.detach())
-    if not math.isfinite(value):
-        raise ModelError(
-            f"finetune: the loss is {value} at step {step} (epoch {epoch}); lower the learning rate or check the data"
-        )
-    loss.backward()
-    optim.step()
-    return value
-
-
-def _to(part: Any, place: torch.device) -> Any:
-    if isinstance(part, Tensor):
-        return part.to(place, non_blocking=True)
-    if isinstance(part, dict):
-        return {k: _to(v, place) for k, v in part.items()}
-    if isinstance(part, (list, tuple)):
-        return type(part)(_to(v, place) for v in part)
-    return part
-
-
-def _check(epochs: int, max_steps: int | None, lr: float, optimizer: Any, schedule: Any) -> None:
-    faults = []
-    if epochs < 1:
-        faults.append(f"finetune: epochs={epochs} is not at least 1")
-    if max_steps is not None and max_steps < 1:
-        faults.append(f"finetune: max_steps={max_steps} is not at least 1; leave it out for no limit")
-    if not (math.isfinite(lr) and lr > 0):
-        faults.append(f"finetune: lr={lr} is not positive and finite")
-    if not callable(optimizer) and optimizer not in _OPTIMIZERS:
-        faults.append(f"finetune: optimizer={optimizer!r} is not one of {', '.join(_OPTIMIZERS)}, nor a function")
-    if schedule not in ("cosine", None):
-        faults.append(f"finetune: schedule={schedule!r} is not 'cosine' or None")
-    if faults:
-        raise ConfigError("\n".join(faults))
-
-
-@contextlib.contextmanager
-def _prepared(model: nn.Module, train_other: bool, bn_eval: bool) -> Iterator[list[nn.Parameter]]:
-    """Training mode and the parameters to train; both put back afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    flags = {p: p.requires_grad for p in model.parameters()}
-    codebooks = {p for m in unwrap(model).modules() if isinstance(m, LearnedCodebook) for p in m.parameters()}
-    if not train_other:
-        for parameter in flags:
-            parameter.requires_grad_(parameter in codebooks and flags[parameter])
-    parameters = [p for p in flags if p.requires_grad]
-    try:
-        if not parameters:
-            raise ConfigError(
-                "finetune: no parameter to train; with train_other=False a model needs codebooks, so call "
-                "cluster_ first, "
-                "and none may be frozen"
-            )
-        model.train()
-        if bn_eval:
-            for module in model.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
-        yield parameters
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        for parameter, flag in flags.items():
-            parameter.requires_grad_(flag)
-
-
-def _length(loader: Iterable[Any]) -> int | None:
-    # A DataLoader over an iterable data set has the method and raises TypeError.
-    try:
-        return len(loader) if isinstance(loader, Sized) else None
-    except TypeError:
-        return None
-
-
-def _total_steps(loader: Iterable[Any], epochs: int, max_steps: int | None) -> int | None:
-    length = _length(loader)
-    if length is None:
-        return max_steps
-    return min(epochs * length, max_steps or epochs * length)
-
-
-def _scheduler(optim: torch.optim.Optimizer, schedule: str | None, total: int | None) -> Any:
-    if schedule is None:
-        return None
-    if total is None:
-        raise ConfigError("finetune: schedule='cosine' needs the number of steps; set max_steps or schedule=None")
-    return torch.optim.lr_scheduler.CosineAnnealingLR(optim, T_max=max(total, 1))
+def _own(device: torch.device) -> torch.device:
+    """The GPU of this process, where `torchrun` runs several and none is named."""
+    if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    return device
