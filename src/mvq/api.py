@@ -102,7 +102,7 @@ def load_into(model: nn.Module, path: str | Path, *, dense: bool = False) -> nn.
 def load(path: str | Path, *, dense: bool = False, trust: bool = False) -> nn.Module:
     """Build the model that a `.mvq` file names and put the network on it.
 
-    `provenance["model"]` of the file is a name given to `register_model`, a `torchvision/NAME`, or
+    `provenance["model"]` of the file is a name given to `register_model`, a `torchvision/NAME`, `mvq/NAME`, or
     `package.module:callable`. The last imports code that the file chose, so it is done with `trust=True`
     only.
 
@@ -154,7 +154,7 @@ def register_model(name: str, builder: Builder) -> None:
 def _build(spec: str, trust: bool) -> nn.Module:
     if spec in _BUILDERS:
         return _BUILDERS[spec]()
-    if spec.startswith("torchvision/"):
+    if spec.startswith(("torchvision/", "mvq/")):
         from mvq.tasks.models import build_model
 
         return build_model(spec)

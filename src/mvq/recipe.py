@@ -89,8 +89,8 @@ class Recipe:
         n_codewords: codewords of a codebook.
         codewords: `masked` or `packed`.
         kmeans: `masked`, or `plain` for the conventional baseline.
-        scope: one codebook a `layer`, or one for the `network` (one for each distinct d, codeword kind, width
-            and size).
+        scope: one codebook a `layer`, or one for the `network` (one for each distinct codeword kind, width and
+            size): masked codewords serve layers of equal d, packed ones layers of equal Q, whatever their patterns.
         first_conv: treatment of the first convolution.
         classifier: treatment of the last linear layer.
         depthwise: treatment of depth-wise convolutions.
@@ -290,6 +290,9 @@ def _raise_all(faults: list[str]) -> None:
 #: `mvq-16x` .. `mvq-25x` use the published settings (codebook a layer, classifier compressed like the rest;
 #: ratios are those of a ResNet-18's compressed convolutions); `*-packed` are ours: packed codewords, twice
 #: the codewords at equal total bits; `vq-*` are conventional vector quantization (dense, common k-means).
+#: `mvq-maskrcnn` and `mvq-deeplab` are those of the paper's Mask R-CNN (75% sparse, by ASP) and DeepLab-V3 (50%). Of
+#: torchvision's Mask R-CNN the layers that give scores and boxes become int8: they are 1% of the weights, and which of
+#: them the paper compresses is not stated. In DeepLab-V3 all but the first and depth-wise convolutions are compressed.
 PRESETS: dict[str, Recipe] = {
     "mvq-16x": Recipe(pattern="1:2", d=8, n_codewords=512),
     "mvq-19x": Recipe(pattern="1:2", d=8, n_codewords=256),
@@ -299,5 +302,17 @@ PRESETS: dict[str, Recipe] = {
     "mvq-16x-packed": Recipe(pattern="1:2", d=8, n_codewords=1024, codewords="packed"),
     "mvq-22x-packed": Recipe(pattern="4:16", d=16, n_codewords=1024, codewords="packed"),
     "mvq-25x-packed": Recipe(pattern="4:16", d=16, n_codewords=512, codewords="packed"),
+    "mvq-maskrcnn": Recipe(
+        pattern="4:16",
+        d=16,
+        n_codewords=512,
+        overrides={
+            "rpn.head.cls_logits": {"treatment": "int8"},
+            "*.bbox_pred": {"treatment": "int8"},
+            "*.cls_score": {"treatment": "int8"},
+            "*.mask_fcn_logits": {"treatment": "int8"},
+        },
+    ),
+    "mvq-deeplab": Recipe(pattern="1:2", d=8, n_codewords=512),
     "vq-22x": Recipe(pattern="1:1", d=8, n_codewords=1024, kmeans="plain"),
 }

@@ -136,7 +136,8 @@ def test_number_of_classes_is_stored(mvq, workdir: Path) -> None:
 def test_preprocessing_is_stored_and_used(mvq, workdir: Path) -> None:
     import numpy as np
 
-    from mvq.cli.models import DataOptions
+    from mvq.cli.models import load
+    from mvq.cli.options import DataOptions
 
     images = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3)).astype(np.uint8)
     np.savez("data.npz", x=images, y=np.arange(8) % 4)
@@ -145,13 +146,13 @@ def test_preprocessing_is_stored_and_used(mvq, workdir: Path) -> None:
     assert facts["preprocessing"]["mean"] == [0.4914, 0.4822, 0.4465]
     result = json.loads(mvq("eval", "net.mvq", "--model", "tinycli:net", "-d", "data.npz", "--json").stdout)
     assert result["value"] == facts["result"]["value"]
-    options = DataOptions(spec="data.npz", batch_size=8)
-    first = next(iter(options.load("val", stored=facts["preprocessing"])))[0]
+    options = DataOptions(data="data.npz", batch_size=8)
+    first = next(iter(load(options, "val", stored=facts["preprocessing"])))[0]
     mean, std = (np.array(facts["preprocessing"][k])[:, None, None] for k in ("mean", "std"))
     np.testing.assert_allclose(first, (images.transpose(0, 3, 1, 2) / 255 - mean) / std, rtol=1e-4, atol=1e-5)
     # What the user says goes before what the file says.
-    chosen = DataOptions(spec="data.npz", batch_size=8, preprocessing="unit")
-    first = next(iter(chosen.load("val", stored=facts["preprocessing"])))[0]
+    chosen = DataOptions(data="data.npz", batch_size=8, preprocessing="unit")
+    first = next(iter(load(chosen, "val", stored=facts["preprocessing"])))[0]
     np.testing.assert_allclose(first, images.transpose(0, 3, 1, 2) / 255, rtol=1e-5)
     assert mvq(*COMPRESS, "-d", "data.npz").exit_code == 0
     facts = json.loads(mvq("inspect", "net.mvq", "--json").stdout)["provenance"]
@@ -206,7 +207,7 @@ def test_usage_errors(mvq, arguments: list[str], text: str) -> None:
         (
             ["compress", "resnet19", "-o", "x.mvq", "--recipe", "huge"],
             "recipe 'huge' is neither a preset nor a .toml file; presets are mvq-16x, mvq-19x, mvq-22x, mvq-25x, "
-            "mvq-28x, mvq-16x-packed, mvq-22x-packed, mvq-25x-packed, vq-22x",
+            "mvq-28x, mvq-16x-packed, mvq-22x-packed, mvq-25x-packed, mvq-maskrcnn, mvq-deeplab, vq-22x",
         ),
         (
             ["compress", "tinycli:net", "-o", "no/where/x.mvq"],

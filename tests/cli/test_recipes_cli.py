@@ -70,7 +70,7 @@ def test_settings_come_after_the_file_and_later_ones_win(tmp_path: Path) -> None
             "mvq-99x",
             [],
             "recipe 'mvq-99x' is neither a preset nor a .toml file; presets are mvq-16x, mvq-19x, mvq-22x, mvq-25x, "
-            "mvq-28x, mvq-16x-packed, mvq-22x-packed, mvq-25x-packed, vq-22x",
+            "mvq-28x, mvq-16x-packed, mvq-22x-packed, mvq-25x-packed, mvq-maskrcnn, mvq-deeplab, vq-22x",
         ),
         ("none.toml", [], "recipe 'none.toml': there is no such file"),
         (

@@ -192,7 +192,8 @@ def test_callable_faults(module):
     with pytest.raises(ConfigError) as config_error:
         load_data(f"{module}:loader", image_size=5)
     assert str(config_error.value) == (
-        "data 'task_data_sample:loader': preprocessing, image_size and shuffle are up to the callable; leave them out"
+        "data 'task_data_sample:loader': preprocessing, image_size, shuffle and augment are up to the "
+        "callable; leave them out"
     )
 
 

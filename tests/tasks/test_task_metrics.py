@@ -332,3 +332,48 @@ def test_detection_names_what_to_install(monkeypatch):
     with pytest.raises(MissingDependencyError) as error:
         evaluate(Echo(), [], task="detection")
     assert str(error.value) == "detection needs pycocotools; install it with: pip install 'mvq[detection]'"
+
+
+def masked(dictionary, *rows, soft=False):
+    """With masks that fill the boxes, as the task gives them or as a model does."""
+    masks = torch.zeros(len(rows), 100, 100)
+    for mask, (x1, y1, x2, y2) in zip(masks, rows, strict=True):
+        mask[y1:y2, x1:x2] = 1
+    return {**dictionary, "masks": masks[:, None] * 0.7 + 0.2 if soft else masks.to(torch.uint8)}
+
+
+@pytest.mark.usefixtures("pycocotools")
+def test_mask_ap_by_hand():
+    images = [torch.zeros(3, 100, 100)] * 2
+    targets = [masked(truth([BOX, OTHER], [44, 91]), BOX, OTHER), masked(truth([], []))]
+    # Boxes are right; the mask of the first is shifted, IoU 36*40 / (2*1600 - 36*40): 7 of 10 thresholds.
+    outputs = [
+        masked(found([BOX, OTHER], [44, 91], [0.9, 0.8]), (14, 10, 54, 50), OTHER, soft=True),
+        masked(found([], [], []), soft=True),
+    ]
+    result = evaluate(Detector(outputs), [(images, targets)], task="detection")
+    assert result.metrics() == {
+        "box_ap": pytest.approx(100),
+        "ap50": pytest.approx(100),
+        "ap75": pytest.approx(100),
+        "mask_ap": pytest.approx((70 + 100) / 2),
+        "mask_ap50": pytest.approx(100),
+        "mask_ap75": pytest.approx(100),
+    }
+    assert result.n == 2
+
+
+@pytest.mark.usefixtures("pycocotools")
+def test_mask_ap_needs_masks_on_both_sides():
+    image, target, output = torch.zeros(3, 100, 100), truth([BOX], [1]), found([BOX], [1], [0.9])
+    for t, o in ((masked(target, BOX), output), (target, masked(output, BOX, soft=True))):
+        result = evaluate(Detector([o]), [([image], [t])], task="detection")
+        assert list(result.metrics()) == ["box_ap", "ap50", "ap75"]
+
+
+@pytest.mark.usefixtures("pycocotools")
+def test_mask_ap_of_nothing_found():
+    target, nothing = masked(truth([BOX], [1]), BOX), masked(found([], [], []), soft=True)
+    result = evaluate(Detector([nothing]), [([torch.zeros(3, 100, 100)], [target])], task="detection")
+    assert set(result.metrics().values()) == {0.0}
+    assert "mask_ap" in result.metrics()

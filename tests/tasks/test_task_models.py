@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mvq.errors import ModelError
-from mvq.tasks import build_model, load_weights_
+from mvq.tasks import build_model, load_weights_, set_input_size_
 
 MODULE = """
 import torch
@@ -224,3 +224,68 @@ def test_a_model_torchvision_refuses():
     with pytest.raises(ModelError) as error:
         build_model("torchvision/raft_large", num_classes=3)
     assert str(error.value).startswith("torchvision model 'raft_large' cannot be built: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "n_params"),
+    [
+        ("cifar_resnet20", (2, 10), 269_722),
+        ("cifar_resnet32", (2, 10), 464_154),
+        ("cifar_resnet56", (2, 10), 853_018),
+        ("mobilenet_v1", (2, 1000), 4_231_976),
+        ("deeplabv3_mobilenet_v2", (2, 21, 40, 40), 2_113_557),
+    ],
+)
+def test_own_networks(name, shape, n_params):
+    model = build_model(f"mvq/{name}").eval()
+    assert sum(p.numel() for p in model.parameters()) == n_params
+    assert model(torch.zeros(2, 3, 40, 40)).shape == shape
+    assert build_model(f"mvq/{name}", num_classes=4).eval()(torch.zeros(1, 3, 40, 40)).shape == (1, 4, *shape[2:])
+
+
+def test_unknown_own_network():
+    with pytest.raises(ModelError) as error:
+        build_model("mvq/resnet20")
+    assert str(error.value) == (
+        "model 'mvq/resnet20' is not known; known are mvq/cifar_resnet20, mvq/cifar_resnet32, mvq/cifar_resnet56, "
+        "mvq/deeplabv3_mobilenet_v2, mvq/mobilenet_v1"
+    )
+
+
+def test_input_size_of_detectors():
+    from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+    model = nn.Module()
+    model.transform = GeneralizedRCNNTransform(800, 1333, [0.0] * 3, [1.0] * 3)
+    set_input_size_(model, 200)
+    images, _ = model.transform([torch.zeros(3, 100, 120)])
+    assert images.image_sizes == [(200, 240)]
+    assert model.transform.max_size == 333
+    ssd = build_model("torchvision/ssdlite320_mobilenet_v3_large")
+    for other in (ssd, nn.Linear(1, 1)):
+        with pytest.raises(ModelError, match=f"model {type(other).__name__} does not let its input size be set; "):
+            set_input_size_(other, 200)
+
+
+def test_squeeze_and_excitation_is_compressed():
+    """EfficientNet: 1x1 convolutions inside the blocks, down to 4 output channels, fewer than a subvector's lanes."""
+    import mvq
+    from mvq.compressed import VQLayer
+    from mvq.nn import extract
+
+    whole = build_model("torchvision/efficientnet_b0", num_classes=5)
+    # The first blocks have the smallest layers.
+    model = nn.Sequential(whole.features[:4], nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(40, 5))
+    mvq.compress(model, mvq.Recipe(pattern="1:2", d=8, n_codewords=8, max_iters=1))
+    layers = {layer.name: layer for layer in extract(model).layers}
+    squeeze = [name for name in layers if name.endswith(("fc1", "fc2"))]
+    assert len(squeeze) == 10
+    assert all(isinstance(layers[name], VQLayer) for name in squeeze)
+    assert min(layers[name].shape[0] for name in squeeze) == 4
+    for name in squeeze:
+        weight = model.get_submodule(name).weight
+        kept = (weight.flatten(1).T.unflatten(1, (-1, 2)) != 0).sum(2)
+        assert (kept <= 1).all()
+    x = torch.randn(2, 3, 32, 32)
+    model(x).sum().backward()
+    assert model.eval()(x).isfinite().all()

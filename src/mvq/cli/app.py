@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +11,17 @@ import typer
 from typer.core import TyperGroup
 
 import mvq
+from mvq.cli import benching
+from mvq.cli.options import (
+    DataOptions,
+    JsonOption,
+    ModelOptions,
+    OutputOption,
+    RecipeOptions,
+    SparseMethodOption,
+    TrainingOptions,
+    grouped,
+)
 from mvq.cli.output import note
 from mvq.errors import MvqError
 
@@ -65,82 +77,42 @@ def options(
     """Options of every command."""
 
 
-ModelOption = Annotated[
-    str | None,
-    typer.Option("--model", help="torchvision/NAME (or just NAME), or package.module:callable.", metavar="MODEL"),
-]
-WeightsOption = Annotated[
-    Path | None, typer.Option("--weights", "-w", help="Weights: .safetensors, .pth or .pt.", metavar="FILE")
-]
-DataOption = Annotated[
-    str | None,
-    typer.Option(
-        "--data",
-        "-d",
-        help="Folder of class folders (ImageNet style), CIFAR folder, .npz file, or package.module:callable.",
-        metavar="DATA",
-    ),
-]
-ClassesOption = Annotated[
-    int | None, typer.Option("--num-classes", help="Size of the last layer, where not the default.", min=1)
-]
-TaskOption = Annotated[
-    str | None, typer.Option("--task", help="classification, segmentation or detection.", metavar="TASK")
-]
-DeviceOption = Annotated[
-    str | None, typer.Option("--device", help="cpu or cuda; CUDA where there is one, unless given.")
-]
-BatchOption = Annotated[int, typer.Option("--batch-size", "-b", help="Images in a batch.", min=1)]
-ImageSizeOption = Annotated[
-    int | None, typer.Option("--image-size", help="Side of the network's input in pixels.", min=1)
-]
-PreprocessingOption = Annotated[
-    str | None,
-    typer.Option("--preprocessing", help="imagenet, tf, unit, cifar10 or cifar100.", metavar="NAME"),
-]
-WorkersOption = Annotated[int, typer.Option("--workers", help="Processes that read images.", min=0)]
-LimitOption = Annotated[int | None, typer.Option("--limit", help="Use at most this many images, spread evenly.", min=1)]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+# What a command has where nothing is given; `grouped` replaces them by what is.
+_MODEL, _DATA, _RECIPE, _TRAINING = ModelOptions(), DataOptions(), RecipeOptions(), TrainingOptions()
 
 _COMPRESS_EXAMPLES = """[bold]Examples[/bold]
 
 mvq compress resnet18 -w resnet18.pth -o r18.mvq
 
-mvq compress resnet18 -w resnet18.pth -d imagenet/ --sparse-epochs 5 --finetune-epochs 3 -o r18.mvq
+mvq compress resnet18 -w resnet18.pth -d imagenet/ --sparse-epochs 5 --finetune-epochs 3 --distill -o r18.mvq
+
+mvq compress maskrcnn_resnet50_fpn -w mask.pth --task detection -d coco/ -b 2 -r mvq-maskrcnn --sparse-epochs 4
+--finetune-epochs 4 --lr 5e-5 --checkpoint state/ -o mask.mvq
 
 mvq compress my.models:net --recipe my.toml --set 'fc:treatment=int8' -o net.mvq"""
 
+ModelArgument = Annotated[str | None, typer.Argument(help="The model; or give --model.", metavar="[MODEL]")]
+EpochsOption = Annotated[int, typer.Option("--epochs", help="Passes over the training images.", min=1)]
+
 
 @app.command(epilog=_COMPRESS_EXAMPLES)
+@grouped
 def compress(
-    model: Annotated[str | None, typer.Argument(help="The model; or give --model.", metavar="[MODEL]")] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The file to write.", metavar="FILE.mvq")
-    ] = None,
-    model_option: ModelOption = None,
-    weights: WeightsOption = None,
-    data: DataOption = None,
-    recipe: Annotated[
-        str, typer.Option("--recipe", "-r", help="A preset (see: mvq recipes) or a .toml file.")
-    ] = "mvq-22x",
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Change the recipe: key=value, or glob:key=value for some layers."),
-    ] = None,
+    model: ModelArgument = None,
+    output: OutputOption = None,
+    network: ModelOptions = _MODEL,
+    data: DataOptions = _DATA,
+    recipe: RecipeOptions = _RECIPE,
     sparse_epochs: Annotated[
         int, typer.Option(help="Epochs of training after pruning, before clustering; needs --data.", min=0)
     ] = 0,
+    sparse_method: SparseMethodOption = None,
+    recover: Annotated[
+        bool, typer.Option("--recover", help="Prune and cluster block by block on training images; needs --data.")
+    ] = False,
     finetune_epochs: Annotated[int, typer.Option(help="Epochs of fine-tuning the codebooks; needs --data.", min=0)] = 0,
-    lr: Annotated[float, typer.Option(help="Learning rate of both.")] = 1e-3,
-    seed: Annotated[int | None, typer.Option(help="Seed, instead of the recipe's.", min=0)] = None,
-    task: TaskOption = None,
-    num_classes: ClassesOption = None,
-    device: DeviceOption = None,
-    batch_size: BatchOption = 64,
-    image_size: ImageSizeOption = None,
-    preprocessing: PreprocessingOption = None,
-    workers: WorkersOption = 0,
-    limit: LimitOption = None,
+    distill: Annotated[bool, typer.Option("--distill", help="Fine-tune towards the dense network's outputs.")] = False,
+    training: TrainingOptions = _TRAINING,
     as_json: JsonOption = False,
 ) -> None:
     """Compress a model into a .mvq file.
@@ -149,37 +121,104 @@ def compress(
     needs training after pruning (--sparse-epochs, --finetune-epochs) to keep its accuracy.
     """
     from mvq.cli import compressing
-    from mvq.cli.models import DataOptions
 
-    spec = _one_model(model, model_option)
-    if output is None:
-        raise typer.BadParameter("say where to write, with -o FILE.mvq", param_hint="'--output'")
-    if data is None and (sparse_epochs or finetune_epochs):
+    network, output = _one_model(model, network), _needed(output, "FILE.mvq")
+    if data.data is None and (sparse_epochs or finetune_epochs or recover):
         raise typer.BadParameter("training needs --data", param_hint="'--data'")
+    if recover and sparse_epochs:
+        raise typer.BadParameter("it takes the place of sparse training; leave one out", param_hint="'--recover'")
+    if distill and not finetune_epochs:
+        raise typer.BadParameter("it needs --finetune-epochs", param_hint="'--distill'")
+    if training.max_steps is not None and not (sparse_epochs or finetune_epochs):
+        raise typer.BadParameter("it needs --sparse-epochs or --finetune-epochs", param_hint="'--max-steps'")
     compressing.run(
-        spec,
+        network,
         output,
-        weights=weights,
-        data=None
-        if data is None
-        else DataOptions(
-            spec=data,
-            batch_size=batch_size,
-            image_size=image_size,
-            preprocessing=preprocessing,
-            workers=workers,
-            limit=limit,
-            seed=seed or 0,
-        ),
+        data=None if data.data is None else data,
         recipe=recipe,
-        settings=settings or [],
-        sparse_epochs=sparse_epochs,
-        finetune_epochs=finetune_epochs,
-        lr=lr,
+        training=training,
+        stages=compressing.Stages(
+            sparse_epochs=sparse_epochs,
+            sparse_method=sparse_method,
+            recover=recover,
+            finetune_epochs=finetune_epochs,
+            distill=distill,
+        ),
+        as_json=as_json,
+    )
+
+
+_PRUNE_EXAMPLES = """[bold]Examples[/bold]
+
+mvq prune resnet18 -w resnet18.pth -d imagenet/ --epochs 5 --lr 0.01 --optimizer sgd -o pruned.safetensors
+
+mvq compress resnet18 -w pruned.safetensors -d imagenet/ --finetune-epochs 3 -o r18.mvq"""
+
+
+@app.command(epilog=_PRUNE_EXAMPLES)
+@grouped
+def prune(
+    model: ModelArgument = None,
+    output: OutputOption = None,
+    network: ModelOptions = _MODEL,
+    data: DataOptions = _DATA,
+    recipe: RecipeOptions = _RECIPE,
+    epochs: EpochsOption = 1,
+    sparse_method: SparseMethodOption = None,
+    training: TrainingOptions = _TRAINING,
+    as_json: JsonOption = False,
+) -> None:
+    """Prune a model and train it under its masks.
+
+    Writes weights with zeros, .safetensors or .pt; mvq compress goes on from there, with the same recipe.
+    """
+    from mvq.cli import pruning
+
+    network, output = _one_model(model, network), _needed(output, "FILE.safetensors")
+    _need_data(data, "say what to train on, with -d DATA")
+    pruning.run(
+        network,
+        output,
+        data=data,
+        recipe=recipe,
+        training=training,
+        epochs=epochs,
+        method=sparse_method,
+        as_json=as_json,
+    )
+
+
+@app.command(epilog="[bold]Example[/bold]\n\nmvq finetune r18.mvq -d imagenet/ --epochs 3 -o tuned.mvq")
+@grouped
+def finetune(
+    file: Annotated[Path, typer.Argument(help="A .mvq file.", metavar="FILE")],
+    output: OutputOption = None,
+    network: ModelOptions = _MODEL,
+    data: DataOptions = _DATA,
+    epochs: EpochsOption = 1,
+    teacher: Annotated[
+        Path | None,
+        typer.Option("--teacher", help="Weights of the dense network, to train towards its outputs.", metavar="FILE"),
+    ] = None,
+    training: TrainingOptions = _TRAINING,
+    seed: Annotated[int, typer.Option(help="Seed of order and augmentation.", min=0)] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Train the codebooks of a .mvq file on, and write another."""
+    from mvq.cli import finetuning
+
+    output = _needed(output, "OUT.mvq")
+    _need_data(data, "say what to train on, with -d DATA")
+    _no_weights(network)
+    finetuning.run(
+        file,
+        output,
+        network,
+        data=data,
+        training=training,
+        epochs=epochs,
+        teacher=teacher,
         seed=seed,
-        task=task or "classification",
-        num_classes=num_classes,
-        device=device,
         as_json=as_json,
     )
 
@@ -190,56 +229,31 @@ mvq eval r18.mvq -d imagenet/
 
 mvq eval --model resnet18 -w resnet18.pth -d imagenet/ --limit 5000
 
+mvq eval mask.mvq -d coco/ -b 2
+
 mvq eval mvq-demo/mvq-4of16.mvq -d mvq.demo:digits --json"""
 
 
 @app.command("eval", epilog=_EVAL_EXAMPLES)
+@grouped
 def evaluate(
     file: Annotated[
         Path | None, typer.Argument(help="A .mvq file; without it, --model is evaluated as it is.", metavar="[FILE]")
     ] = None,
-    data: DataOption = None,
-    model: ModelOption = None,
-    weights: WeightsOption = None,
-    task: TaskOption = None,
+    network: ModelOptions = _MODEL,
+    data: DataOptions = _DATA,
     split: Annotated[str, typer.Option(help="train or val.")] = "val",
-    num_classes: ClassesOption = None,
-    device: DeviceOption = None,
-    batch_size: BatchOption = 64,
-    image_size: ImageSizeOption = None,
-    preprocessing: PreprocessingOption = None,
-    workers: WorkersOption = 0,
-    limit: LimitOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure a .mvq file, or an uncompressed model, on data."""
     from mvq.cli import evaluating
-    from mvq.cli.models import DataOptions
 
-    if data is None:
-        raise typer.BadParameter("say what to measure on, with -d DATA", param_hint="'--data'")
-    if file is None and model is None:
+    _need_data(data, "say what to measure on, with -d DATA")
+    if file is None and network.spec is None:
         raise typer.BadParameter("give a .mvq file, or a model with --model", param_hint="'FILE'")
-    if file is not None and weights is not None:
-        raise typer.BadParameter("a .mvq file holds its weights; leave one out", param_hint="'--weights'")
-    evaluating.run(
-        file,
-        DataOptions(
-            spec=data,
-            batch_size=batch_size,
-            image_size=image_size,
-            preprocessing=preprocessing,
-            workers=workers,
-            limit=limit,
-        ),
-        model=model,
-        weights=weights,
-        task=task,
-        split=split,
-        num_classes=num_classes,
-        device=device,
-        as_json=as_json,
-    )
+    if file is not None:
+        _no_weights(network)
+    evaluating.run(file, network, data=data, split=split, as_json=as_json)
 
 
 @app.command("inspect", epilog="[bold]Example[/bold]\n\nmvq inspect r18.mvq")
@@ -281,11 +295,30 @@ def demo(
     demonstrating.run(output, seed=seed, epochs=epochs, as_json=as_json)
 
 
-def _one_model(argument: str | None, option: str | None) -> str:
-    if (argument is None) == (option is None):
+app.add_typer(benching.app, name="bench")
+
+
+def _one_model(argument: str | None, network: ModelOptions) -> ModelOptions:
+    if (argument is None) == (network.spec is None):
         fault = "say which model to compress" if argument is None else "give the model once, not twice"
         raise typer.BadParameter(fault, param_hint="'MODEL'")
-    return argument or option or ""
+    return dataclasses.replace(network, spec=argument or network.spec)
+
+
+def _needed(output: Path | None, example: str) -> Path:
+    if output is None:
+        raise typer.BadParameter(f"say where to write, with -o {example}", param_hint="'--output'")
+    return output
+
+
+def _need_data(data: DataOptions, fault: str) -> None:
+    if data.data is None:
+        raise typer.BadParameter(fault, param_hint="'--data'")
+
+
+def _no_weights(network: ModelOptions) -> None:
+    if network.weights is not None:
+        raise typer.BadParameter("a .mvq file holds its weights; leave one out", param_hint="'--weights'")
 
 
 if __name__ == "__main__":

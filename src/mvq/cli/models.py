@@ -2,57 +2,70 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mvq.cli.options import DataOptions, ModelOptions
+from mvq.cli.output import note
 from mvq.errors import ConfigError, DataError, ModelError
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-@dataclass(frozen=True, kw_only=True)
-class DataOptions:
-    """How data is read; None leaves the choice to the file, then to the default."""
+def load(
+    data: DataOptions,
+    split: str,
+    *,
+    task: str = "classification",
+    train: bool = False,
+    augment: bool = False,
+    stored: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Iterable[Any]:
+    """The loader of a split.
 
-    spec: str
-    batch_size: int
-    image_size: int | None = None
-    preprocessing: str | None = None
-    workers: int = 0
-    limit: int | None = None
-    seed: int = 0
+    Args:
+        data: what to read.
+        split: `train` or `val`.
+        task: what for.
+        train: shuffle, and leave out a smaller last batch.
+        augment: change images at random.
+        stored: the preprocessing that a file names, for where the user names none.
+        seed: of the order and the random changes.
 
-    def load(self, split: str, *, stored: Mapping[str, Any] | None = None) -> Iterable[Any]:
-        """The loader of a split; `stored` is the preprocessing that a file names.
+    Raises:
+        MvqError: as `mvq.tasks.load_data`, or if the data can be gone through only once.
+    """
+    from mvq.tasks import Preprocessing, load_data
 
-        Raises:
-            MvqError: as `mvq.tasks.load_data`, or if the data can be gone through only once.
-        """
-        from mvq.tasks import Preprocessing, load_data
-
-        chosen: Any = self.preprocessing
-        is_callable = ":" in self.spec and not Path(self.spec).exists()
-        if chosen is None and stored is not None and self.image_size is None and not is_callable:
-            chosen = Preprocessing.from_dict(stored)
-        loader = load_data(
-            self.spec,
-            split=split,
-            batch_size=self.batch_size,
-            image_size=self.image_size,
-            preprocessing=chosen,
-            workers=self.workers,
-            limit=self.limit,
-            shuffle=split == "train" and not is_callable,
-            seed=self.seed,
+    assert data.data is not None  # checked by the parser
+    chosen: Any = data.preprocessing
+    is_callable = ":" in data.data and not Path(data.data).exists()
+    if chosen is None and stored is not None and data.image_size is None and not is_callable:
+        chosen = Preprocessing.from_dict(stored)
+    loader = load_data(
+        data.data,
+        task=task,
+        split=split,
+        batch_size=data.batch_size,
+        # A detector resizes images itself, see `build`.
+        image_size=None if task == "detection" else data.image_size,
+        preprocessing=chosen,
+        workers=data.workers,
+        limit=data.limit,
+        shuffle=train and not is_callable,
+        augment=augment and not is_callable,
+        drop_last=train,
+        seed=seed,
+    )
+    if iter(loader) is loader:
+        raise DataError(
+            f"data {data.data!r} gave an iterator, which ends after one pass; return a list or a loader instead"
         )
-        if iter(loader) is loader:
-            raise DataError(
-                f"data {self.spec!r} gave an iterator, which ends after one pass; return a list or a loader instead"
-            )
-        return loader
+    return loader
 
 
 def full_spec(spec: str) -> str:
@@ -60,17 +73,50 @@ def full_spec(spec: str) -> str:
     return spec if "/" in spec or ":" in spec else f"torchvision/{spec}"
 
 
-def build(spec: str, *, weights: Path | None = None, num_classes: int | None = None) -> nn.Module:
-    """`mvq.tasks.build_model`, for a spec that the user gave."""
-    from mvq.tasks import build_model
+def task_of(options: ModelOptions, stored: Mapping[str, Any] | None = None) -> str:
+    """The task the user names, else the file, else classification.
 
-    return build_model(full_spec(spec), weights=weights, num_classes=num_classes)
+    Raises:
+        ConfigError: if there is no such task.
+    """
+    from mvq.tasks import TASKS
+
+    task = str(options.task or (stored or {}).get("task") or "classification")
+    if task not in TASKS:
+        raise ConfigError(f"task {task!r} is not known; known are {', '.join(TASKS)}")
+    return task
 
 
-def from_file(path: Path, spec: str | None, num_classes: int | None) -> tuple[nn.Module, Mapping[str, Any]]:
-    """The decoded network of a `.mvq` file, and the facts that the file notes about it.
+def build(options: ModelOptions, *, task: str, image_size: int | None = None) -> nn.Module:
+    """`mvq.tasks.build_model` for the network that the user names; a detector gets its input size."""
+    from mvq.tasks import build_model, set_input_size_
+
+    assert options.spec is not None  # checked by the parser
+    spec = full_spec(options.spec)
+    model = build_model(spec, weights=options.weights, num_classes=options.num_classes)
+    if task == "detection" and image_size is not None:
+        set_input_size_(model, image_size)
+    return model
+
+
+def note_random_weights(options: ModelOptions) -> None:
+    """Say so if a network without code of the user's was given no weights."""
+    if options.weights is None and ":" not in (options.spec or ""):
+        note("mvq: no --weights: the model has random weights")
+
+
+def from_file(
+    path: Path, options: ModelOptions, image_size: int | None = None, *, dense: bool = True
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The network of a `.mvq` file, and the facts that the file notes about it.
 
     A `package.module:callable` that only the file names is not imported, unless it is part of mvq.
+
+    Args:
+        path: of the file.
+        options: what the user says goes before what the file says.
+        image_size: of a detector.
+        dense: decode; otherwise the weights stay compressed, for training.
 
     Raises:
         FormatError: if the file is damaged.
@@ -80,7 +126,8 @@ def from_file(path: Path, spec: str | None, num_classes: int | None) -> tuple[nn
     from mvq.format import open_file
 
     with open_file(path) as reader:
-        stored = reader.provenance
+        stored = dict(reader.provenance)
+    spec, num_classes = options.spec, options.num_classes
     if spec is None:
         spec = stored.get("model")
         if not isinstance(spec, str):
@@ -92,7 +139,11 @@ def from_file(path: Path, spec: str | None, num_classes: int | None) -> tuple[nn
             )
     if num_classes is None and isinstance(stored.get("num_classes"), int):
         num_classes = stored["num_classes"]
-    return api.load_into(build(spec, num_classes=num_classes), path, dense=True), stored
+    if image_size is None and isinstance(stored.get("image_size"), int):
+        image_size = stored["image_size"]
+    named = dataclasses.replace(options, spec=spec, num_classes=num_classes, weights=None)
+    model = build(named, task=task_of(options, stored), image_size=image_size)
+    return api.load_into(model, path, dense=dense), stored
 
 
 def pick_device(name: str | None) -> str:
@@ -112,3 +163,13 @@ def pick_device(name: str | None) -> str:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"--device {name!r}: there are {torch.cuda.device_count()} CUDA devices; use cpu")
     return name
+
+
+def check_folder(output: Path) -> None:
+    """Check before the long work that the output can be written.
+
+    Raises:
+        ConfigError: if its folder does not exist.
+    """
+    if not output.parent.is_dir():
+        raise ConfigError(f"--output {str(output)!r}: there is no folder {str(output.parent)!r}; make it first")

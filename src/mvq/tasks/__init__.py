@@ -1,7 +1,7 @@
 """Tasks: building models, reading data, measuring accuracy.
 
 `build_model` and `load_data` turn the names a command line takes into a module and a loader; `evaluate` runs
-one over the other. Every metric is a percentage, 0 to 100.
+one over the other, `objective` is the loss to train it with. Every metric is a percentage, 0 to 100.
 """
 
 from __future__ import annotations
@@ -14,14 +14,23 @@ from torch import nn
 
 from mvq.errors import ConfigError
 from mvq.tasks import classification, segmentation
-from mvq.tasks.data import load_data
-from mvq.tasks.models import build_model, load_weights_
+from mvq.tasks.data import TASKS, load_data
+from mvq.tasks.models import build_model, load_weights_, set_input_size_
+from mvq.tasks.objectives import objective
 from mvq.tasks.preprocessing import Preprocessing
 from mvq.tasks.result import Result
 
-TASKS = ("classification", "detection", "segmentation")
-
-__all__ = ["TASKS", "Preprocessing", "Result", "build_model", "evaluate", "load_data", "load_weights_"]
+__all__ = [
+    "TASKS",
+    "Preprocessing",
+    "Result",
+    "build_model",
+    "evaluate",
+    "load_data",
+    "load_weights_",
+    "objective",
+    "set_input_size_",
+]
 
 
 def evaluate(
@@ -38,7 +47,7 @@ def evaluate(
     Args:
         model: the network; evaluated in `eval` mode, its modes are restored afterwards.
         loader: yields `(inputs, targets)`; what they are is told by `evaluate` of the task's module.
-        task: `classification` (top-1, top-5), `detection` (COCO box AP) or `segmentation` (mIoU, pixel
+        task: `classification` (top-1, top-5), `detection` (COCO box and mask AP) or `segmentation` (mIoU, pixel
             accuracy).
         device: where to run; None for where the model's parameters are. The model is moved there and stays.
         progress: show a bar.

@@ -14,6 +14,7 @@ from torch import nn
 
 from mvq.errors import ModelError
 from mvq.tasks.imports import import_callable, is_import_spec
+from mvq.tasks.networks import NETWORKS
 
 _PREFIXES = ("module.", "_orig_mod.")
 _NESTS = ("state_dict", "model_state_dict", "model")
@@ -24,9 +25,9 @@ def build_model(spec: str, *, weights: str | Path | None = None, num_classes: in
     """Build a model and load its weights. Nothing is ever downloaded.
 
     Args:
-        spec: `torchvision/NAME`, any name of `torchvision.models.list_models()`; or
-            `package.module:callable`, called without arguments (with `num_classes` where that is given), for
-            which the current folder is searched, too.
+        spec: `torchvision/NAME`, any name of `torchvision.models.list_models()`; `mvq/NAME`, any name of
+            `mvq.tasks.networks.NETWORKS`; or `package.module:callable`, called without arguments (with
+            `num_classes` where that is given), for which the current folder is searched, too.
         weights: a `.safetensors`, `.pth` or `.pt` file, see `load_weights_`; None leaves the model as it was
             built, which for torchvision is random.
         num_classes: size of the last layer; None for the model's default.
@@ -36,6 +37,8 @@ def build_model(spec: str, *, weights: str | Path | None = None, num_classes: in
     """
     if spec.startswith("torchvision/"):
         model = _torchvision(spec, num_classes)
+    elif spec.startswith("mvq/"):
+        model = _own(spec, num_classes)
     elif is_import_spec(spec):
         model = _imported(spec, num_classes)
     else:
@@ -89,6 +92,26 @@ def load_weights_(model: nn.Module, path: str | Path) -> nn.Module:
     return model
 
 
+def set_input_size_(model: nn.Module, image_size: int) -> nn.Module:
+    """Make a torchvision detector resize images to a short side of this many pixels, the long side in proportion.
+
+    Returns:
+        The model.
+
+    Raises:
+        ModelError: if it is no detector that resizes by the short side (SSD has a fixed size).
+    """
+    transform: Any = getattr(model, "transform", None)
+    if not hasattr(transform, "min_size") or getattr(transform, "fixed_size", None) is not None:
+        raise ModelError(
+            f"model {type(model).__name__} does not let its input size be set; leave the image size out, or give a "
+            f"detector of torchvision that resizes by the short side"
+        )
+    transform.max_size = round(transform.max_size * image_size / transform.min_size[-1])
+    transform.min_size = (image_size,)
+    return model
+
+
 def _torchvision(spec: str, num_classes: int | None) -> nn.Module:
     from torchvision.models import get_model_builder, list_models
 
@@ -108,6 +131,13 @@ def _torchvision(spec: str, num_classes: int | None) -> nn.Module:
         return builder(**arguments)
     except (ImportError, TypeError, ValueError) as error:
         raise ModelError(f"torchvision model {name!r} cannot be built: {error}") from error
+
+
+def _own(spec: str, num_classes: int | None) -> nn.Module:
+    builder = NETWORKS.get(spec.removeprefix("mvq/"))
+    if builder is None:
+        raise ModelError(f"model {spec!r} is not known; known are {', '.join(f'mvq/{name}' for name in NETWORKS)}")
+    return builder() if num_classes is None else builder(num_classes=num_classes)
 
 
 def _imported(spec: str, num_classes: int | None) -> nn.Module:

@@ -123,7 +123,7 @@ class Preprocessing:
         return self.normalise(functional.pil_to_tensor(rgb).float() / 255)
 
     def array(self, image: torch.Tensor) -> torch.Tensor:
-        """A uint8 `(C, H, W)` tensor on the scale 0..255, or a float one on 0..1, as float32 `(C, H, W)`."""
+        """A uint8 `(..., C, H, W)` tensor on the scale 0..255, or a float one on 0..1, as float32 `(..., C, H, W)`."""
         from torchvision.transforms import functional
 
         x = image.float() / 255 if image.dtype == torch.uint8 else image.float()
