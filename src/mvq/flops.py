@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mvq.nn import NMMask, VQWeight, eligible_layers, unwrap
+from mvq.nn import eligible_layers, unwrap
 from mvq.nn.layers import form_of
 from mvq.patterns import Pattern
 
@@ -98,11 +98,11 @@ def _fan_in(module: Any) -> int:
 
 def _executed(module: Any, dense: int) -> int:
     """Every output position uses each weight of its channel once, so kept work is as kept weights."""
-    form = form_of(module)
-    if not isinstance(form, (NMMask, VQWeight)):
+    pattern = getattr(form_of(module), "pattern", None)
+    if not isinstance(pattern, Pattern):
         return dense
     n_out = module.out_channels if isinstance(module, nn.Conv2d) else module.out_features
-    return dense * _kept_channels(n_out, form.pattern) // n_out
+    return dense * _kept_channels(n_out, pattern) // n_out
 
 
 def _kept_channels(n_out: int, pattern: Pattern) -> int:
