@@ -1,0 +1,189 @@
+"""What calibration images tell about a layer: moments of its input columns, curvature at its outputs.
+
+Input columns are those of im2col in the order of the weight's `(cin, kh, kw)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+def n_groups(module: nn.Module) -> int:
+    """Groups of a convolution, 1 for a linear layer."""
+    return module.groups if isinstance(module, nn.Conv2d) else 1
+
+
+def input_columns(module: nn.Module, x: Tensor, positions: int | None = None) -> Tensor:
+    """The columns a weight is multiplied with.
+
+    Args:
+        module: convolution or linear layer.
+        x: its input.
+        positions: most output positions taken of an image, evenly spread; None for all.
+
+    Returns:
+        Float32 `(groups, n, Cin/groups * kh * kw)`.
+    """
+    if isinstance(module, nn.Linear):
+        return x.float().reshape(1, -1, x.shape[-1])
+    assert isinstance(module, nn.Conv2d)
+    padding: Any = module.padding
+    if isinstance(padding, str) or module.padding_mode != "zeros":
+        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        x, padding = functional.pad(x, module._reversed_padding_repeated_twice, mode), 0
+    found = functional.unfold(x.float(), module.kernel_size, module.dilation, padding, module.stride)
+    if positions is not None and found.shape[2] > positions:
+        found = found[:, :, torch.linspace(0, found.shape[2] - 1, positions, device=x.device).long()]
+    found = found.reshape(len(x), module.groups, -1, found.shape[2])
+    return found.permute(1, 0, 3, 2).reshape(module.groups, -1, found.shape[2])
+
+
+class Moments:
+    """Sums of `x x^T` over the input columns of one layer, and of the dense network's columns with them.
+
+    Blocks on the diagonal where there are more than `max_columns` columns, so that at most
+    `2 * groups * columns * min(columns, max_columns)` float32 values are held.
+
+    Attributes:
+        slices: columns of each block.
+        second: for each block `(groups, c, c)`, mean of `x x^T`.
+        cross: for each block `(groups, c, c)`, mean of `x_dense x^T`.
+    """
+
+    def __init__(self, n_columns: int, max_columns: int) -> None:
+        self.slices = [slice(low, min(low + max_columns, n_columns)) for low in range(0, n_columns, max_columns)]
+        self.second: list[Tensor] = []
+        self.cross: list[Tensor] = []
+        self._n = 0
+
+    def add(self, columns: Tensor, dense: Tensor | None = None) -> None:
+        """Take in `(groups, n, c)` columns, and those of the dense network at the same places."""
+        n = columns.shape[1]
+        share = n / (self._n + n)
+        for i, part in enumerate(self.slices):
+            x = columns[:, :, part]
+            y = x if dense is None else dense[:, :, part]
+            second, cross = x.mT @ x / n, y.mT @ x / n
+            if self._n == 0:
+                self.second.append(second)
+                self.cross.append(cross)
+            else:
+                self.second[i].lerp_(second, share)
+                self.cross[i].lerp_(cross, share)
+        self._n += n
+
+    def diagonal(self) -> Tensor:
+        """E[x^2] `(groups, columns)`."""
+        return torch.cat([m.diagonal(dim1=1, dim2=2) for m in self.second], 1)
+
+
+@contextmanager
+def watching(modules: Sequence[nn.Module], see: Callable[[nn.Module, Tensor, Tensor], Tensor | None]) -> Iterator[None]:
+    """Call `see(module, input, output)` at each forward of the modules; what it returns replaces the output."""
+
+    def hook(module: nn.Module, args: Any, output: Any) -> Tensor | None:
+        return see(module, args[0], output)
+
+    handles = [m.register_forward_hook(hook) for m in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def input_energies(
+    model: nn.Module, modules: dict[str, nn.Module], batches: Sequence[Tensor], positions: int
+) -> dict[str, Tensor]:
+    """E[x^2] of every input position, in one pass.
+
+    Args:
+        model: in `eval` mode.
+        modules: layers by name.
+        batches: of images.
+        positions: most output positions taken of an image.
+
+    Returns:
+        `(groups, Cin/groups * kh * kw)` by layer name.
+    """
+    sums: dict[nn.Module, Tensor] = {}
+
+    def see(module: nn.Module, x: Tensor, _: Tensor) -> None:
+        square = input_columns(module, x, positions).square().mean(1) * len(x)
+        sums[module] = sums.get(module, torch.zeros(())) + square
+
+    with torch.no_grad(), watching(list(modules.values()), see):
+        for batch in batches:
+            model(batch)
+    total = sum(len(batch) for batch in batches)
+    return {name: sums[module] / total for name, module in modules.items() if module in sums}
+
+
+def output_curvature(
+    model: nn.Module, modules: dict[str, nn.Module], batches: Sequence[Tensor], *, seed: int = 0
+) -> dict[str, Tensor]:
+    """Mean squared gradient at each output channel: the diagonal of the Fisher information, without labels.
+
+    Labels are drawn from the network's own predictions where it gives `(n, classes)` scores; of any other output the
+    gradient of a random projection is taken, whose squared mean is the Gauss-Newton diagonal of the squared error.
+
+    Args:
+        model: in `eval` mode.
+        modules: layers by name.
+        batches: of images.
+        seed: of the drawn labels or projections.
+
+    Returns:
+        `(Cout,)` by layer name, scaled to mean 1; ones where no gradient arrives.
+    """
+    sums: dict[nn.Module, Tensor] = {}
+    generator = torch.Generator().manual_seed(seed)
+
+    def see(module: nn.Module, _: Tensor, y: Tensor) -> None:
+        def add(gradient: Tensor) -> None:
+            channels = gradient.movedim(-1 if isinstance(module, nn.Linear) else 1, -1)
+            square = channels.float().flatten(0, -2).square().sum(0)
+            sums[module] = sums.get(module, torch.zeros(())) + square
+
+        y.register_hook(add)
+
+    with watching(list(modules.values()), see):
+        for batch in batches:
+            _label_free_loss(model(batch.clone().requires_grad_()), generator).backward()
+    model.zero_grad(set_to_none=True)
+    found = {}
+    for name, module in modules.items():
+        square = sums.get(module)
+        mean = None if square is None else square.mean()
+        ones = torch.ones(module.weight.shape[0])  # type: ignore[union-attr]
+        found[name] = ones if square is None or mean is None or not mean > 0 else square / mean
+    return found
+
+
+def _label_free_loss(output: Any, generator: torch.Generator) -> Tensor:
+    tensors = list(tensors_of(output))
+    if len(tensors) == 1 and tensors[0].ndim == 2:
+        chances = tensors[0].detach().float().softmax(1).cpu()
+        labels = torch.multinomial(chances, 1, generator=generator)[:, 0].to(tensors[0].device)
+        return functional.cross_entropy(tensors[0], labels, reduction="sum")
+    terms = [(t.float() * torch.randn(t.shape, generator=generator).to(t.device)).sum() for t in tensors]
+    return torch.stack(terms).sum()
+
+
+def tensors_of(output: Any) -> Iterator[Tensor]:
+    """The floating-point tensors of a network's output, whatever it is nested in."""
+    if isinstance(output, Tensor):
+        if output.is_floating_point():
+            yield output
+    elif isinstance(output, dict):
+        for value in output.values():
+            yield from tensors_of(value)
+    elif isinstance(output, (tuple, list)):
+        for value in output:
+            yield from tensors_of(value)
