@@ -8,7 +8,8 @@ from torchvision.models import resnet18, resnet50
 from mvq import Recipe
 from mvq.errors import ModelError
 from mvq.flops import count
-from mvq.nn import cluster_, prune_
+from mvq.nn import NMMask, cluster_, prune_
+from mvq.nn.layers import attach, plan
 
 RECIPE = Recipe(n_codewords=4, first_conv="compress")
 
@@ -28,6 +29,27 @@ def test_resnet18_at_4_16_executes_0_54_g() -> None:
     # conv1 118013952 and fc 512000 in full, a quarter of the rest
     assert flops.executed == 118_013_952 + 512_000 + (1_814_073_344 - 118_013_952 - 512_000) // 4
     assert round(flops.executed / 1e9, 2) == 0.54
+
+
+@pytest.mark.parametrize(("build", "dense", "executed"), [(resnet18, 1.81, 0.54), (resnet50, 4.09, 1.11)])
+@pytest.mark.parametrize("classifier", ["compress", "int8"])
+def test_resnets_at_4_16_to_the_digits_of_the_paper(build, dense: float, executed: float, classifier: str) -> None:
+    """Either way: of the 1000 classes' products all are executed, or those of 252 kept outputs at each input."""
+    recipe = Recipe(pattern="4:16", classifier=classifier)
+    with torch.device("meta"):
+        model = build()
+    full = 0
+    for name, module, layer in plan(model, recipe):
+        if layer.treatment == "compress":
+            attach(module, NMMask(name, recipe, layer.pattern, torch.empty_like(module.weight, dtype=torch.bool)))
+        elif name == "fc":
+            full = 3 * module.weight.numel() // 4
+    flops = count(model, torch.empty(1, 3, 224, 224, device="meta"))
+    assert round(flops.dense / 1e9, 2) == dense
+    assert round(flops.executed / 1e9, 2) == executed
+    padding = 0 if full else module.in_features * (252 - 250)
+    conv1 = 118_013_952
+    assert flops.executed == conv1 + (flops.dense - conv1) // 4 + full + padding
 
 
 def test_layers_by_hand() -> None:
