@@ -155,15 +155,23 @@ def _ours(options: Options) -> Method:
     )
 
 
-def _rival(name: str, label: str, source: str, *, masks: str | None = None) -> Method:
-    """`mvq.baselines.NAME.NAME_`, imported when used; `masks` names its function that gives a pattern."""
+def _rival(
+    name: str, label: str, source: str, *, masks: str | None = None, more: Callable[[Any], dict[str, Any]] | None = None
+) -> Method:
+    """`mvq.baselines.NAME.NAME_`, imported when used.
+
+    `masks` names its function that gives a pattern, `more` gives further arguments from its module.
+    """
 
     def module() -> Any:
         return importlib.import_module(f"mvq.baselines.{name}")
 
     def compress(model: nn.Module, point: Point) -> nn.Module:
         compress_ = getattr(module(), f"{name}_")
-        return compress_(model, point.recipe, point.target_bits, calibration=point.calibration, seed=point.seed)
+        options = {} if more is None else more(module())
+        return compress_(
+            model, point.recipe, point.target_bits, calibration=point.calibration, seed=point.seed, **options
+        )
 
     def pruned(model: nn.Module, point: Point) -> Recipe | None:
         pattern = Pattern.parse(getattr(module(), str(masks))(model, point.recipe, point.target_bits))
@@ -181,7 +189,14 @@ METHODS: dict[str, Method] = {
         _conventional("A", "VQ of dense weights", no_masks),
         _conventional("B", "VQ of sparse weights", _own_masks),
         _masked("C", "VQ of sparse weights, masked decode", kmeans="plain"),
-        _rival("bgd", "BGD", "Stock et al., ICLR 2020, arXiv 1907.05686"),
+        _rival(
+            "bgd",
+            "BGD",
+            "Stock et al., ICLR 2020, arXiv 1907.05686",
+            # Its training layer by layer comes on top of the budget; at the authors' 100 steps a layer it would be many
+            # times the budget of all others.
+            more=lambda bgd: {"options": bgd.BgdOptions(layer_steps=4)},
+        ),
         _rival("pqf", "PQF", "Martinez et al., CVPR 2021, arXiv 2010.15703"),
         _rival("dkm", "DKM", "Cho et al., ICLR 2022, arXiv 2108.12659"),
         _rival("ssvq", "SSVQ", "arXiv 2503.08668"),

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mvq.baselines.forms import rival_forms
 from mvq.bench.methods import Method, Point, qualified
 from mvq.bench.study import Network, Study
+from mvq.bench.teacher import Remembered
 from mvq.errors import DataError, ModelError
 from mvq.nn import bake_
 from mvq.recipe import Recipe
@@ -137,7 +138,9 @@ def sparse_network(
     n_steps = study.budget.steps(sparse=True)[0]
     if n_steps:
         data = loader(study.train, "train", study.budget.batch_size, 2 * point.seed)
-        sparse_train(model, recipe, data, **_options(study, method, "sparse", teacher, data, n_steps))
+        options = _options(study, method, "sparse", teacher, data, n_steps, 2 * point.seed)
+        sparse_train(model, recipe, data, **options)
+        _keep_answers(options)
     else:
         from mvq.nn import prune_
 
@@ -169,8 +172,9 @@ def finetune_phase(study: Study, method: Method, point: Point, model: nn.Module,
 
     # Another order than in sparse training, so that methods without it see as much that is new.
     data = loader(study.train, "train", study.budget.batch_size, 2 * point.seed + 1)
-    options = _options(study, method, "finetune", teacher, data, n_steps)
+    options = _options(study, method, "finetune", teacher, data, n_steps, 2 * point.seed + 1)
     finetune(model, data, on_step=after_step, **options)
+    _keep_answers(options)
     for form in forms:
         form.harden_()
     return n_steps
@@ -189,7 +193,7 @@ def match_outputs(teacher: nn.Module) -> Callable[[nn.Module, Any], Tensor]:
 
 
 def _options(
-    study: Study, method: Method, phase: str, teacher: nn.Module, data: Iterable[Any], n_steps: int
+    study: Study, method: Method, phase: str, teacher: nn.Module, data: Iterable[Any], n_steps: int, data_seed: int
 ) -> dict[str, Any]:
     from mvq.train import Distillation
 
@@ -202,8 +206,16 @@ def _options(
     if study.task != "classification":
         options["objective"] = match_outputs(teacher)
     elif study.distillation is not None:
-        options["objective"] = Distillation(teacher, **dict[str, Any](study.distillation))
+        asked = digest(study.train, study.budget.batch_size, study.budget.autocast, data_seed)
+        answers = Path(study.output.work) / f"teacher-{state_digest(teacher)}-{asked}.safetensors"
+        options["objective"] = Distillation(Remembered(teacher, answers), **dict[str, Any](study.distillation))
     return options
+
+
+def _keep_answers(options: Mapping[str, Any]) -> None:
+    teacher = getattr(options.get("objective"), "teacher", None)
+    if isinstance(teacher, Remembered):
+        teacher.save()
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
