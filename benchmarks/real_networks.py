@@ -34,10 +34,11 @@ from torch import nn
 
 import mvq
 from benchmarks.networks import REGISTRY, Adapter
-from mvq.compressed import CompressedModel, code_bits
-from mvq.grouping import from_subvectors, n_subvectors
+from mvq.allocate import achieved_bits
+from mvq.compressed import CompressedModel
+from mvq.grouping import from_subvectors
 from mvq.nn import eligible_layers, extract
-from mvq.recipe import LayerRecipe, Recipe
+from mvq.recipe import Recipe
 from mvq.sizes import Size, sizes
 from mvq.tasks import Result
 
@@ -109,30 +110,8 @@ class Job:
 
 
 def expected_ratio(model: nn.Module, recipe: Recipe) -> float:
-    """Ratio over the compressed convolutions that a recipe will give, by the formula of `mvq.sizes`."""
-    layers = eligible_layers(model)
-    resolved = recipe.resolve([(name, role) for name, _, role in layers])
-    bits = n_weights = shared = 0
-    for name, module, _ in layers:
-        layer, weight = resolved[name], module.weight
-        if layer.treatment != "compress" or not isinstance(module, nn.Conv2d):
-            continue
-        assert isinstance(weight, torch.Tensor)
-        n_sub = n_subvectors(weight.shape, layer.d)
-        n_codewords = _layer_codewords(recipe, layer, n_sub)
-        bits += n_sub * (code_bits(n_codewords) + layer.d // layer.pattern.group * code_bits(layer.pattern.n_masks))
-        if recipe.scope == "layer":
-            bits += 8 * n_codewords * layer.width
-        shared = 8 * layer.n_codewords * layer.width
-        n_weights += weight.numel()
-    return 32 * n_weights / (bits + (shared if recipe.scope == "network" else 0))
-
-
-def _layer_codewords(recipe: Recipe, layer: LayerRecipe, n_sub: int) -> int:
-    rows = recipe.rows_per_codeword
-    if recipe.scope == "network" or rows == 0 or n_sub >= layer.n_codewords * rows:
-        return layer.n_codewords
-    return 1 << (max(n_sub // rows, 1).bit_length() - 1)
+    """Ratio over the compressed convolutions that a recipe will give."""
+    return achieved_bits(model, recipe, convs_only=True).ratio
 
 
 def recipe_for(network: str, name: str, model: nn.Module, seed: int) -> Recipe:

@@ -11,6 +11,7 @@ What follows from that:
   where batch norm permits, since assignments and masks never change.
 """
 
+from mvq.nn.assignments import Reassign, harden_, reassign_, set_assignments_, soften_
 from mvq.nn.layers import as_recipe, eligible_layers, unwrap
 from mvq.nn.parametrizations import Int8Weight, LearnedCodebook, NMMask, VQWeight
 from mvq.nn.state import extract, install_
@@ -20,13 +21,18 @@ __all__ = [
     "Int8Weight",
     "LearnedCodebook",
     "NMMask",
+    "Reassign",
     "VQWeight",
     "as_recipe",
     "bake_",
     "cluster_",
     "eligible_layers",
     "extract",
+    "harden_",
     "install_",
     "prune_",
+    "reassign_",
+    "set_assignments_",
+    "soften_",
     "unwrap",
 ]

@@ -13,18 +13,20 @@ from torch import Tensor, nn
 from mvq.codebook import fit_int8
 from mvq.compressed import Codebook
 from mvq.errors import FewDistinctError, MvqError
-from mvq.grouping import pack_lanes, to_subvectors, unpack_lanes, valid_lanes
+from mvq.grouping import n_subvectors, pack_lanes, to_subvectors, unpack_lanes, valid_lanes
 from mvq.nn.layers import Planned, attach, dense_weight, detach, form_of
 from mvq.nn.parametrizations import LearnedCodebook, NMMask, VQWeight
 from mvq.prune import complete_mask, magnitude_mask
 from mvq.recipe import LayerRecipe, Recipe
+
+GroupKey = tuple[int | None, str, int, int, str]
 
 # Errors are summed by parts of this many rows, so that float64 copies of a large layer are never whole in memory
 _ERROR_ROWS = 1 << 14
 
 
 @dataclass(frozen=True, eq=False)
-class _Rows:
+class Rows:
     """One layer cut into subvectors.
 
     Attributes:
@@ -59,7 +61,7 @@ def cluster_group(
     """Cluster the layers into one codebook and put the parametrizations on.
 
     Args:
-        members: `(name, module, layer recipe)`; all with equal d, codeword kind, width and k-means.
+        members: `(name, module, layer recipe)`; all with equal `group_key`.
         recipe: of the model.
         key: of the codebook.
         n_codewords: its size; halved where there are fewer distinct subvectors and `rows_per_codeword` is on.
@@ -70,10 +72,10 @@ def cluster_group(
         MvqError: of the clustering, with the layer's name in front.
     """
     spec = members[0][2]
-    rows = [_cut(name, module, layer, importance) for name, module, layer in members]
+    rows = [cut_rows(name, module, layer, importance) for name, module, layer in members]
     device = rows[0].values.device
     try:
-        codebook, latent, assignments = _fit(rows, spec, recipe, n_codewords, seed)
+        codebook, latent, assignments = fit_codebook(rows, spec, recipe, n_codewords, seed)
     except MvqError as error:
         where = f"layer {members[0][0]!r}" if recipe.scope == "layer" else f"codebook {key!r} of {len(members)} layers"
         error.args = (f"{where}: {error}",)
@@ -95,6 +97,45 @@ def cluster_group(
         replace_form(module, form)
 
 
+def codebook_groups(recipe: Recipe, layers: list[Planned]) -> list[tuple[str, list[Planned], int, int]]:
+    """`(codebook key, layers, n_codewords, seed)` for each codebook."""
+    jobs = [(i, entry) for i, entry in enumerate(layers) if entry[2].treatment == "compress"]
+    if recipe.scope == "layer":
+        return [
+            (entry[0], [entry], layer_codewords(recipe, entry[2], dense_weight(entry[1]).shape), _seed(recipe, 0, i))
+            for i, entry in jobs
+        ]
+    shared: dict[GroupKey, list[Planned]] = {}
+    for _, entry in jobs:
+        shared.setdefault(group_key(entry[2]), []).append(entry)
+    return [
+        (f"network.{i}", members, members[0][2].n_codewords, _seed(recipe, 1, i))
+        for i, members in enumerate(shared.values())
+    ]
+
+
+def layer_codewords(recipe: Recipe, layer: LayerRecipe, shape: torch.Size) -> int:
+    """The recipe's size, or the largest power of two leaving `rows_per_codeword` subvectors a codeword."""
+    n_sub, k, rows = n_subvectors(shape, layer.d), layer.n_codewords, recipe.rows_per_codeword
+    if rows == 0 or n_sub >= k * rows:
+        return k
+    return 1 << max(n_sub // rows, 1).bit_length() - 1
+
+
+def group_key(layer: LayerRecipe) -> GroupKey:
+    """Layers with equal keys share the codebook of scope `network`.
+
+    Masked codewords of equal d serve any pattern, packed ones of equal width Q any pattern and d: 1:2 at d = 8 and
+    4:16 at d = 16, say.
+    """
+    d = None if layer.codewords == "packed" else layer.d
+    return (d, layer.codewords, layer.width, layer.n_codewords, layer.kmeans)
+
+
+def _seed(recipe: Recipe, *path: int) -> int:
+    return int(np.random.SeedSequence(recipe.seed, spawn_key=path).generate_state(1, np.uint32)[0])
+
+
 def replace_form(module: nn.Module, form: VQWeight) -> None:
     """Put the form in place of the weight, pruned or not; its memory is freed."""
     if form_of(module) is not None:
@@ -102,7 +143,8 @@ def replace_form(module: nn.Module, form: VQWeight) -> None:
     attach(module, form)
 
 
-def _cut(name: str, module: nn.Module, layer: LayerRecipe, importance: Mapping[str, Tensor] | None) -> _Rows:
+def cut_rows(name: str, module: nn.Module, layer: LayerRecipe, importance: Mapping[str, Tensor] | None = None) -> Rows:
+    """The subvectors of one layer under its mask: that of `prune_`, else the magnitude mask of its weight."""
     weight = dense_weight(module).float()
     shape = tuple(weight.shape)
     form = form_of(module)
@@ -117,7 +159,7 @@ def _cut(name: str, module: nn.Module, layer: LayerRecipe, importance: Mapping[s
         mask_ids = np.zeros((len(mask), 0), np.uint32)
     else:
         mask_ids = layer.pattern.rank(mask)
-    return _Rows(
+    return Rows(
         values=to_subvectors(weight, layer.d),
         mask_ids=mask_ids,
         kept=kept,
@@ -126,8 +168,8 @@ def _cut(name: str, module: nn.Module, layer: LayerRecipe, importance: Mapping[s
     )
 
 
-def _fit(
-    rows: list[_Rows], spec: LayerRecipe, recipe: Recipe, n_codewords: int, seed: int
+def fit_codebook(
+    rows: list[Rows], spec: LayerRecipe, recipe: Recipe, n_codewords: int, seed: int
 ) -> tuple[Codebook, NDArray[np.float32], NDArray[np.intp]]:
     """Int8 codebook, float codewords before quantization, and assignments to the int8 ones."""
     from mvq.cluster import assign, masked_kmeans
@@ -163,7 +205,11 @@ def _fit(
 
 
 def _join(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    """Rows below one another; packed ones may differ in d, and lanes that no row keeps make up for it."""
+    if len(parts) == 1:
+        return parts[0]
+    lanes = max(part.shape[1] for part in parts)
+    return torch.cat([nn.functional.pad(part, (0, lanes - part.shape[1])) for part in parts])
 
 
 def _lane_sums(
@@ -178,7 +224,7 @@ def _lane_sums(
 
 
 def _errors(
-    rows: _Rows, codebook: Codebook, assignments: NDArray[np.integer], layer: LayerRecipe
+    rows: Rows, codebook: Codebook, assignments: NDArray[np.integer], layer: LayerRecipe
 ) -> tuple[float, float]:
     """`(masked_sse, total_sse)` against the dense weights."""
     dense, table = rows.values.cpu().numpy(), codebook.values

@@ -30,6 +30,7 @@ class DecodeWeight(torch.autograd.Function):
         counts: Tensor,
         shape: tuple[int, ...],
         d: int,
+        latent: Tensor | None = None,
     ) -> Tensor:
         """Decode.
 
@@ -42,9 +43,11 @@ class DecodeWeight(torch.autograd.Function):
             counts: `(k, width)` members that keep each lane, over all layers of the codebook.
             shape: of the weight.
             d: lanes of a subvector.
+            latent: `(n_sub, width)` values that get the gradient of the subvectors straight through, or None.
         """
         ctx.save_for_backward(assignments, lanes, counts)
         ctx.d = d
+        ctx.has_latent = latent is not None
         rows = table.index_select(0, assignments)
         if lanes is not None and lanes.dtype == torch.bool:
             rows = rows * lanes
@@ -61,7 +64,8 @@ class DecodeWeight(torch.autograd.Function):
         if lanes is not None:
             rows = rows * lanes if lanes.dtype == torch.bool else rows.gather(1, lanes)
         sums = rows.new_zeros(counts.shape).index_add_(0, assignments, rows)
-        return sums / counts.clamp_min(1), None, None, None, None, None
+        follow = rows if ctx.has_latent else None
+        return sums / counts.clamp_min(1), None, None, None, None, None, follow
 
 
 class SparseWeight(torch.autograd.Function):

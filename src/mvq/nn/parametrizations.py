@@ -14,10 +14,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mvq.compressed import Codebook
+from mvq.compressed import Codebook, code_bits
 from mvq.errors import ModelError
 from mvq.grouping import n_subvectors, valid_lanes
-from mvq.nn.functional import DecodeWeight, FakeQuantChannels, FakeQuantCodebook, channel_codes
+from mvq.nn.functional import (
+    DecodeWeight,
+    FakeQuantChannels,
+    FakeQuantCodebook,
+    SparseWeight,
+    channel_codes,
+    magnitude_mask,
+)
 from mvq.patterns import Pattern
 from mvq.recipe import Codewords, LayerRecipe, Recipe
 
@@ -71,19 +78,53 @@ class WeightForm(nn.Module):
 
 
 class NMMask(WeightForm):
-    """A fixed N:M mask over a dense weight that stays underneath as `parametrizations.weight.original`."""
+    """An N:M mask over a dense weight that stays underneath as `parametrizations.weight.original`.
+
+    Attributes:
+        mask: bool buffer of the weight's shape, True = kept.
+        decay: None for a fixed mask. A number >= 0 for SR-STE: the mask is taken anew from the dense weight at
+            each forward in training mode, and pruned weights are trained on with this decay.
+    """
 
     mask: Tensor
 
-    def __init__(self, layer: str, recipe: Recipe, pattern: Pattern, mask: Tensor) -> None:
+    def __init__(
+        self, layer: str, recipe: Recipe, pattern: Pattern, mask: Tensor, *, decay: float | None = None
+    ) -> None:
         """Keep the weights where `mask`, bool and of the weight's shape, is True."""
         super().__init__(layer, recipe)
         self.pattern = pattern
+        self.decay = decay
+        self._n_flips: Tensor | None = None
         self.register_buffer("mask", mask)
 
     def forward(self, weight: Tensor) -> Tensor:
-        """`weight * mask`."""
-        return weight * self.mask
+        """`weight * mask`; in training mode, where the mask is not fixed, with the mask of this weight."""
+        if self.decay is None:
+            return weight * self.mask
+        # The mask of this step is a tensor of its own: autograd keeps it, and the buffer may change before it is used
+        mask = self.update_mask_(weight) if self.training else self.mask
+        return SparseWeight.apply(weight, mask, self.decay)  # type: ignore[return-value]
+
+    @torch.no_grad()
+    def update_mask_(self, weight: Tensor) -> Tensor:
+        """Set the mask to the largest magnitudes of a dense weight, unless it is fixed; the mask as a new tensor."""
+        if self.decay is None:
+            return self.mask.clone()
+        mask = magnitude_mask(weight, self.pattern)
+        self._n_flips = (mask != self.mask).sum()
+        self.mask.copy_(mask)
+        return mask
+
+    def freeze_(self) -> None:
+        """Fix the mask as it is now."""
+        self.decay = None
+        self._n_flips = None
+
+    @property
+    def n_flips(self) -> int:
+        """Entries of the mask that its last update changed; 0 for a fixed one."""
+        return 0 if self._n_flips is None else int(self._n_flips)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """A weight assigned to the layer becomes the dense weight underneath."""
@@ -91,7 +132,7 @@ class NMMask(WeightForm):
 
     def extra_repr(self) -> str:
         """For `print(model)`."""
-        return f"pattern={self.pattern}"
+        return f"pattern={self.pattern}" + ("" if self.decay is None else f", decay={self.decay}")
 
 
 class LearnedCodebook(nn.Module):
@@ -160,6 +201,33 @@ class LearnedCodebook(nn.Module):
         return f"{self.key!r}, {self.values.shape[0]} x {self.values.shape[1]}"
 
 
+class LatentRows(nn.Module):
+    """Trained float values of a layer's subvectors, which say where its assignments ought to go.
+
+    They are kept in units of the RMS of the codebook at the start, so that a step of Adam at one learning rate means
+    the same for them in every network.
+
+    Attributes:
+        values: float32 `(n_sub, width)`, in those units.
+        unit: float32 scalar buffer.
+    """
+
+    values: nn.Parameter
+    unit: Tensor
+
+    def __init__(self, rows: Tensor, unit: float) -> None:
+        super().__init__()
+        self.values = nn.Parameter(rows.detach().float() / unit)
+        self.register_buffer("unit", torch.tensor(unit, dtype=torch.float32, device=rows.device))
+
+    def forward(self) -> Tensor:
+        """The values in the units of the weight."""
+        return self.values * self.unit
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        return super()._apply(_keep_dtype(fn), recurse)
+
+
 class VQWeight(WeightForm):
     """A weight computed from codebook, assignments and mask ids; it holds no dense tensor.
 
@@ -169,6 +237,7 @@ class VQWeight(WeightForm):
         mask_ids: int32 `(n_sub, d / M)`, `(n_sub, 0)` for a dense pattern.
         masked_sse: squared error over kept weights, as clustered; not part of the `state_dict`.
         total_sse: squared error over all weights, as clustered; not part of the `state_dict`.
+        latent: trained values that assignments follow, see `mvq.nn.assignments`; None where assignments are fixed.
     """
 
     assignments: Tensor
@@ -201,6 +270,7 @@ class VQWeight(WeightForm):
         # Empty: it follows .to() and so remembers the dtype of the model.
         self.register_buffer("_like", torch.empty(0, dtype=weight.dtype, device=device), persistent=False)
         self._lanes: Tensor | None = None
+        self.latent: LatentRows | None = None
 
     @property
     def n_codewords(self) -> int:
@@ -211,10 +281,15 @@ class VQWeight(WeightForm):
         """The dense weight in the dtype of the model."""
         if self._lanes is None and not self.pattern.is_dense:
             self._lanes = self._derive_lanes()
+        latent = None if self.latent is None else self.latent()
         weight = DecodeWeight.apply(
-            self.codebook(), self.assignments, self._lanes, self.codebook.counts, self.shape, self.d
+            self.codebook(), self.assignments, self._lanes, self.codebook.counts, self.shape, self.d, latent
         )
         return weight.to(self._like.dtype)  # type: ignore[union-attr]
+
+    def stored_bits(self) -> int:
+        """Bits of assignments and mask ids in a file; the codebook, which layers may share, is not counted."""
+        return self.assignments.numel() * code_bits(self.n_codewords) + self.mask_ids.numel() * self.pattern.mask_bits
 
     def _derive_lanes(self) -> Tensor | None:
         if self.pattern.is_dense:
@@ -222,13 +297,18 @@ class VQWeight(WeightForm):
         return _lanes(self.mask_ids, self.pattern, self.d, self.codewords)
 
     @torch.no_grad()
-    def count_members(self) -> None:
-        """Add this layer's members to the counts of its codebook."""
+    def kept(self) -> Tensor:
+        """Bool `(n_sub, width)`: the values of each subvector's codeword that stand for a weight."""
         valid = torch.from_numpy(np.array(valid_lanes(self.shape, self.d))).to(self.assignments.device)
         lanes = self._derive_lanes()
         if lanes is not None:
             valid = valid & lanes if lanes.dtype == torch.bool else valid.gather(1, lanes)
-        self.codebook.counts.index_add_(0, self.assignments, valid.to(torch.int32))
+        return valid
+
+    @torch.no_grad()
+    def count_members(self, sign: int = 1) -> None:
+        """Add this layer's members to the counts of its codebook, or take them away with -1."""
+        self.codebook.counts.index_add_(0, self.assignments, sign * self.kept().to(torch.int32))
 
     def right_inverse(self, weight: Tensor) -> tuple[()]:
         """Nothing dense is kept.

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mvq.errors import ModelError, ShapeError, WeightError
-from mvq.grouping import n_subvectors
-from mvq.nn.clustering import cluster_group
+from mvq.errors import ConfigError, ModelError, ShapeError, WeightError
+from mvq.nn.clustering import cluster_group, codebook_groups
 from mvq.nn.layers import Planned, as_recipe, attach, check_ready, dense_weight, detach, form_of, plan, unwrap
 from mvq.nn.parametrizations import Int8Weight, NMMask, VQWeight
 from mvq.progress import track
@@ -19,8 +18,14 @@ from mvq.prune import magnitude_mask, weight_mask
 from mvq.recipe import LayerRecipe, Recipe
 
 
-def prune_(model: nn.Module, recipe: Recipe | str | Mapping[str, Any]) -> nn.Module:
-    """Put fixed N:M magnitude masks on the layers that the recipe compresses (MVQ).
+def prune_(
+    model: nn.Module,
+    recipe: Recipe | str | Mapping[str, Any],
+    *,
+    method: Literal["fixed", "sr-ste"] = "fixed",
+    decay: float = 5e-4,
+) -> nn.Module:
+    """Put N:M magnitude masks on the layers that the recipe compresses (MVQ).
 
     The dense weights stay underneath as parameters, so the model can be trained on with its masks. Layers
     whose pattern is dense, and those treated as `int8` or `skip`, are left alone.
@@ -28,6 +33,11 @@ def prune_(model: nn.Module, recipe: Recipe | str | Mapping[str, Any]) -> nn.Mod
     Args:
         model: changed in place.
         recipe: a `Recipe`, a preset name or a dictionary.
+        method: `fixed`: the masks of the weights as they are now, for good (as ASP). `sr-ste`: masks that
+            follow the dense weights at each forward in training mode, until `NMMask.freeze_` (Zhou et al.,
+            ICLR 2021).
+        decay: how strongly `sr-ste` pulls pruned weights to zero; 5e-4 suits a trained network
+            (DominoSearch), 2e-4 one that starts from scratch (SR-STE).
 
     Returns:
         The model.
@@ -37,8 +47,12 @@ def prune_(model: nn.Module, recipe: Recipe | str | Mapping[str, Any]) -> nn.Mod
             or if a weight cannot be compressed (tied, lazy, meta, not floating point, parametrized by
             others).
         WeightError: on NaN or infinite weights, naming the layer.
-        ConfigError: on an invalid recipe.
+        ConfigError: on an invalid recipe, an unknown method or a decay out of range.
     """
+    if method not in ("fixed", "sr-ste"):
+        raise ConfigError(f"prune_: method={method!r} is not one of fixed, sr-ste")
+    if not 0 <= decay < math.inf:
+        raise ConfigError(f"prune_: decay={decay} is not at least 0 and finite")
     recipe = as_recipe(recipe)
     layers = plan(model, recipe)
     _refuse(layers, "prune_", (NMMask, VQWeight, Int8Weight))
@@ -51,7 +65,9 @@ def prune_(model: nn.Module, recipe: Recipe | str | Mapping[str, Any]) -> nn.Mod
             magnitude_mask(weight.float().cpu().numpy(), layer.pattern, layer.d, name=name),
             tuple(weight.shape),
         )
-        attach(module, NMMask(name, recipe, layer.pattern, torch.from_numpy(mask).to(weight.device)))
+        kept = torch.from_numpy(mask).to(weight.device)
+        follows = decay if method == "sr-ste" else None
+        attach(module, NMMask(name, recipe, layer.pattern, kept, decay=follows))
     return model
 
 
@@ -97,8 +113,8 @@ def cluster_(
     check_ready(model, layers)
     for name, module, layer in layers:
         _check_pattern(name, module, layer)
-    weights = _importances(layers, importance)
-    groups = _groups(recipe, layers)
+    weights = check_importance(layers, importance)
+    groups = codebook_groups(recipe, layers)
     for key, members, n_codewords, seed in track(groups, "clustering", enabled=progress):
         cluster_group(members, recipe, key=key, n_codewords=n_codewords, seed=seed, importance=weights)
     for name, module, layer in layers:
@@ -153,7 +169,14 @@ def _check_pattern(name: str, module: nn.Module, layer: LayerRecipe) -> None:
         )
 
 
-def _importances(layers: list[Planned], importance: Mapping[str, Any] | None) -> dict[str, Tensor] | None:
+def check_importance(layers: list[Planned], importance: Mapping[str, Any] | None) -> dict[str, Tensor] | None:
+    """The importance of every layer to be compressed, on its device.
+
+    Raises:
+        ModelError: if layers are unknown or missing.
+        ShapeError: if one has not the shape of its weight.
+        WeightError: if values are negative, NaN or infinite.
+    """
     if importance is None:
         return None
     names = [name for name, _, _ in layers]
@@ -183,42 +206,3 @@ def _importances(layers: list[Planned], importance: Mapping[str, Any] | None) ->
             )
         out[name] = value
     return out
-
-
-def _groups(recipe: Recipe, layers: list[Planned]) -> list[tuple[str, list[Planned], int, int]]:
-    """`(codebook key, layers, n_codewords, seed)` for each codebook."""
-    jobs = [(i, entry) for i, entry in enumerate(layers) if entry[2].treatment == "compress"]
-    if recipe.scope == "layer":
-        return [
-            (
-                entry[0],
-                [entry],
-                _layer_codewords(recipe, entry[2], dense_weight(entry[1]).shape),
-                _seed(recipe, 0, i),
-            )
-            for i, entry in jobs
-        ]
-    shared: dict[Any, list[Planned]] = {}
-    for _, entry in jobs:
-        shared.setdefault(_group_key(entry[2]), []).append(entry)
-    return [
-        (f"network.{i}", members, members[0][2].n_codewords, _seed(recipe, 1, i))
-        for i, members in enumerate(shared.values())
-    ]
-
-
-def _layer_codewords(recipe: Recipe, layer: LayerRecipe, shape: torch.Size) -> int:
-    """The recipe's size, or the largest power of two leaving `rows_per_codeword` subvectors a codeword."""
-    n_sub, k, rows = n_subvectors(shape, layer.d), layer.n_codewords, recipe.rows_per_codeword
-    if rows == 0 or n_sub >= k * rows:
-        return k
-    return 1 << max(n_sub // rows, 1).bit_length() - 1
-
-
-def _group_key(layer: LayerRecipe) -> tuple[int, str, int, int, str]:
-    """Layers with equal keys share the codebook of scope `network`."""
-    return (layer.d, layer.codewords, layer.width, layer.n_codewords, layer.kmeans)
-
-
-def _seed(recipe: Recipe, *path: int) -> int:
-    return int(np.random.SeedSequence(recipe.seed, spawn_key=path).generate_state(1, np.uint32)[0])
