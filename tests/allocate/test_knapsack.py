@@ -54,3 +54,8 @@ def test_options_that_may_not_be_taken():
     assert choose([[1, 5]], [[float("inf"), 3.0]], 5) == [1]
     with pytest.raises(ConfigError, match="the smallest choice takes 5"):
         choose([[1, 5]], [[float("inf"), 3.0]], 4)
+
+
+def test_rounding_never_exceeds_the_budget():
+    """A budget of 2^16 counts in steps of four bits; one bit above a step takes a whole one."""
+    assert choose([[32769, 32768]] * 2, [[0.0, 1.0]] * 2, 1 << 16) == [1, 1]

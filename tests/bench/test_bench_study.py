@@ -15,8 +15,8 @@ def test_toml(tmp_path: Path) -> None:
     path = Path(__file__).parents[2] / "benchmarks" / "accuracy" / "cifar10.toml"
     study = Study.from_toml(path)
     assert study.name == "cifar10"
-    assert [size.ratio for size in study.sizes] == [12, 16, 22]
-    assert study.recipe_for(study.networks[0], study.sizes[2], "A", 5).pattern == Pattern(4, 16)
+    assert [size.ratio for size in study.sizes] == [16, 22, 30]
+    assert study.recipe_for(study.networks[0], study.sizes[1], "A", 5).pattern == Pattern(4, 16)
     with pytest.raises(ConfigError) as error:
         Study.from_toml(tmp_path / "no.toml")
     where = str(tmp_path / "no.toml")

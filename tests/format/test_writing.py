@@ -126,7 +126,9 @@ def test_disk_full(old: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_killed_in_the_middle(number: signal.Signals, old: Path) -> None:
     code = PRELUDE + (
-        "import os, time\n"
+        # A shell's background job starts with the interrupt ignored.
+        "import os, signal, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "fsync = os.fsync\n"
         "def slow(fd):\n"
         "    fsync(fd)\n"

@@ -16,6 +16,7 @@ from mvq.nn import VQWeight, cluster_, eligible_layers
 from mvq.nn.layers import form_of
 from mvq.patterns import Pattern
 from mvq.recipe import Recipe
+from mvq.recover import equalize_
 from mvq.tasks.imports import import_callable, is_import_spec
 
 _MVQ = "MVQ, ASPLOS 2025, arXiv 2412.10261"
@@ -83,15 +84,17 @@ class Options:
     Attributes:
         recipe: changes of the recipe.
         arrange: as in `Method`.
+        prepare: `(model, recipe)`: changes right before clustering that do not change what the model computes.
         importance: `(model, point)` to the importance of every weight, as `cluster_` takes it.
     """
 
     recipe: Mapping[str, Any] = field(default_factory=dict)
     arrange: Callable[[nn.Module, Point], nn.Module] | None = None
+    prepare: Callable[[nn.Module, Recipe], Any] | None = None
     importance: Callable[[nn.Module, Point], Mapping[str, Any]] | None = None
 
 
-OURS = Options(recipe={"codewords": "packed"})
+OURS = Options(recipe={"codewords": "packed"}, prepare=equalize_)
 
 
 def qualified(function: Callable[..., Any] | None) -> str:
@@ -140,9 +143,12 @@ def _conventional(name: str, label: str, masks: Callable[[nn.Module, Point], Rec
 def _ours(options: Options) -> Method:
     def compress(model: nn.Module, point: Point) -> nn.Module:
         recipe = fit_codewords(model, replace(point.recipe, **options.recipe), point.target_bits)
+        if options.prepare is not None:
+            options.prepare(model, recipe)
         importance = None if options.importance is None else options.importance(model, point)
         return cluster_(model, recipe, importance=importance)
 
+    functions = (options.arrange, options.prepare, options.importance)
     return Method(
         name="ours",
         label="mvq (this library)",
@@ -150,8 +156,8 @@ def _ours(options: Options) -> Method:
         compress=compress,
         masks=_own_masks,
         arrange=options.arrange,
-        clusters=True,
-        settings=repr((sorted(options.recipe.items()), qualified(options.arrange), qualified(options.importance))),
+        clusters=options.prepare is None,
+        settings=repr((sorted(options.recipe.items()), *map(qualified, functions))),
     )
 
 

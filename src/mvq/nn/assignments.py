@@ -23,6 +23,10 @@ from mvq.grouping import to_subvectors
 from mvq.nn.layers import eligible_layers, form_of, unwrap
 from mvq.nn.parametrizations import LatentRows, VQWeight
 
+#: Latent values are kept in this many RMS of the codebook: at the learning rate of codewords they must go further, from
+#: one codeword to another.
+_UNIT = 4.0
+
 
 def soften_(model: nn.Module, targets: Mapping[str, Any] | None = None) -> nn.Module:
     """Let assignments follow latent values, which are new parameters: build the optimizer afterwards.
@@ -54,7 +58,7 @@ def soften_(model: nn.Module, targets: Mapping[str, Any] | None = None) -> nn.Mo
         raise ModelError(f"soften_: {what}; give targets by layer name, and call harden_ before")
     latent = {name: _start(form, (targets or {}).get(name)) for name, form in forms.items()}
     for name, form in forms.items():
-        unit = float(form.codebook.values.detach().square().mean().sqrt())
+        unit = _UNIT * float(form.codebook.values.detach().square().mean().sqrt())
         form.latent = LatentRows(latent[name], unit or 1.0)
     return model
 

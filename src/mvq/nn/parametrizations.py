@@ -204,11 +204,11 @@ class LearnedCodebook(nn.Module):
 class LatentRows(nn.Module):
     """Trained float values of a layer's subvectors, which say where its assignments ought to go.
 
-    They are kept in units of the RMS of the codebook at the start, so that a step of Adam at one learning rate means
-    the same for them in every network.
+    They are kept in a unit that goes with the codebook, so that a step of Adam at one learning rate means the same for
+    them in every network.
 
     Attributes:
-        values: float32 `(n_sub, width)`, in those units.
+        values: float32 `(n_sub, width)`, in that unit.
         unit: float32 scalar buffer.
     """
 

@@ -5,6 +5,7 @@
 
 from mvq.recover.batchnorm import match_batchnorm_
 from mvq.recover.config import PARTS, RecoverConfig
+from mvq.recover.equalize import equalize_
 from mvq.recover.importance import prune_by_importance_, weight_importance
 from mvq.recover.permute import permute_
 from mvq.recover.pipeline import recover, refine_
@@ -14,6 +15,7 @@ __all__ = [
     "PARTS",
     "RecoverConfig",
     "distill_",
+    "equalize_",
     "match_batchnorm_",
     "permute_",
     "prune_by_importance_",
