@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from mvq.allocate import achieved_bits, allocate, default_candidates, fisher
+from mvq.allocate import achieved_bits, allocate, default_candidates, fisher, layer_fisher
 from mvq.allocate.bits import index_and_mask_bits
 from mvq.baselines.forms import compressed_bits
 from mvq.errors import ConfigError, DataError, ModelError
@@ -204,3 +204,14 @@ def test_fisher_tells_what_is_wrong():
         fisher(nn.Sequential(nn.Linear(3, 4), nn.Flatten(0)), [torch.randn(2, 3)])
     with pytest.raises(ModelError, match="layer '0' is compressed"):
         fisher(cluster_(net(), Recipe(n_codewords=16)), [torch.randn(2, 3, 9, 9)])
+
+
+def test_layer_fisher_is_the_mean_over_kept_weights():
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4))
+    bake_(prune_(model, Recipe(pattern="1:4", d=4, classifier="skip", first_conv="compress")))
+    batches = [torch.randn(8, 3, 6, 6, generator=torch.Generator().manual_seed(1))]
+    each, layer = fisher(model, batches), layer_fisher(model, batches)
+    kept = model[0].weight.detach() != 0
+    assert 0 < int(kept.sum()) < kept.numel()
+    torch.testing.assert_close(layer["0"], each["0"][kept].mean().expand(layer["0"].shape))
+    torch.testing.assert_close(layer["3"], each["3"].mean().expand(4, 16))

@@ -66,7 +66,7 @@ def test_setup_follows_what_rows_share(tables: dict[str, Any]) -> None:
         ),
         (
             {"sizes": [{"ratio": 9, "d": 8, "k": 1}]},
-            "study 'tiny', size 0: unknown keys ['k'], missing keys ['pattern']; known are ratio, pattern, d, without",
+            "study 'tiny', size 0: unknown keys ['k'], missing keys ['pattern']; known are ratio, pattern, d, without, recipe",
         ),
         (
             {"sizes": [{"ratio": 9, "pattern": "1:2", "d": 8, "without": ["B"]}]},
@@ -86,6 +86,11 @@ def test_selection(tables: dict[str, Any]) -> None:
     assert ([s.ratio for s in part.sizes], part.methods, part.seeds) == ([16], ("A",), (7,))
     tables["sizes"] = [{**tables["sizes"][0], "without": ["A", "D"]}]
     assert Study.from_dict(tables).only(methods=("A",)).sizes[0].without == ("A",)
+    tables["sizes"] = [{**tables["sizes"][0], "without": [], "recipe": {"A": {"d": 8}, "D": {"pattern": "1:4"}}}]
+    study = Study.from_dict(tables)
+    assert study.recipe_for(study.networks[0], study.sizes[0], "D", 0).pattern == Pattern(1, 4)
+    assert study.recipe_for(study.networks[0], study.sizes[0], "A", 0).pattern != Pattern(1, 4)
+    assert study.only(methods=("A",)).sizes[0].recipe == {"A": {"d": 8}}
     with pytest.raises(ConfigError) as error:
         study.only(methods=("B", "A"))
     assert str(error.value) == "study 'tiny' has no method B; it has D, A, tinybench:one_bit"

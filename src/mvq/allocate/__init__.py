@@ -7,7 +7,7 @@ subvector length and codebook layer by layer from measured errors; `fisher` weig
 from mvq.allocate.bits import PlannedBits, achieved_bits, fit_codewords
 from mvq.allocate.choose import allocate, default_candidates
 from mvq.allocate.knapsack import choose
-from mvq.allocate.sensitivity import fisher
+from mvq.allocate.sensitivity import fisher, layer_fisher
 
 __all__ = [
     "PlannedBits",
@@ -17,4 +17,5 @@ __all__ = [
     "default_candidates",
     "fisher",
     "fit_codewords",
+    "layer_fisher",
 ]

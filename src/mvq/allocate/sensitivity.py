@@ -71,6 +71,28 @@ def fisher(
     return {name: total / n for name, total in sums.items()}
 
 
+def layer_fisher(model: nn.Module, loader: Iterable[Any], **options: Any) -> dict[str, Tensor]:
+    """`fisher` averaged over a layer's weights that are not zero: one number a layer, steadier than one a weight.
+
+    Args:
+        model: as for `fisher`.
+        loader: as for `fisher`.
+        options: of `fisher`.
+
+    Returns:
+        Constant float32 tensors, shaped like the weights.
+
+    Raises:
+        DataError: as `fisher`.
+        ModelError: as `fisher`.
+    """
+    found = fisher(model, loader, **options)
+    for name, module, _ in eligible_layers(model):
+        kept = module.weight.detach() != 0  # type: ignore[union-attr,operator]
+        found[name].fill_(float(found[name][kept].mean()) if bool(kept.any()) else 1.0)
+    return found
+
+
 def drawn_cross_entropy(outputs: Any, generator: torch.Generator) -> Tensor:
     """Summed cross entropy of classes drawn from the logits themselves.
 

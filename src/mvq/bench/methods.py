@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from mvq.allocate import fit_codewords
+from mvq.allocate import fit_codewords, layer_fisher
 from mvq.errors import ConfigError
 from mvq.nn import VQWeight, cluster_, eligible_layers
 from mvq.nn.layers import form_of
@@ -94,7 +94,12 @@ class Options:
     importance: Callable[[nn.Module, Point], Mapping[str, Any]] | None = None
 
 
-OURS = Options(recipe={"codewords": "packed"}, prepare=equalize_)
+def _sensitivity(model: nn.Module, point: Point) -> Mapping[str, Any]:
+    """What a change of each layer's weights does to the output, so that a shared codebook serves sensitive layers."""
+    return layer_fisher(model, point.calibration, seed=point.seed)
+
+
+OURS = Options(recipe={"codewords": "packed"}, prepare=equalize_, importance=_sensitivity)
 
 
 def qualified(function: Callable[..., Any] | None) -> str:

@@ -63,12 +63,14 @@ class Size:
         pattern: N:M pattern of the methods that prune.
         d: lanes of their subvectors.
         without: methods that cannot be so small.
+        recipe: by method, changes of the recipe at this size, such as another pattern.
     """
 
     ratio: float
     pattern: str
     d: int
     without: tuple[str, ...] = ()
+    recipe: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +186,8 @@ class Study:
     def recipe_for(self, network: Network, size: Size, method: str, seed: int) -> Recipe:
         """The recipe a method starts from; its number of codewords is still to be fitted."""
         changes = {**network.recipe, "pattern": size.pattern, "d": size.d, "seed": seed}
-        return dataclasses.replace(self.recipe, **{**changes, **self.overrides.get(method, {}).get("recipe", {})})
+        changes |= {**self.overrides.get(method, {}).get("recipe", {}), **size.recipe.get(method, {})}
+        return dataclasses.replace(self.recipe, **changes)
 
     def only(
         self,
@@ -201,11 +204,17 @@ class Study:
         """
         kept = _chosen(self, "method", methods, {m: m for m in self.methods})
         chosen = _chosen(self, "size", sizes, {s.ratio: s for s in self.sizes})
-        without = [tuple(m for m in s.without if m in kept) for s in chosen]
+        parts = [
+            {
+                "without": tuple(m for m in s.without if m in kept),
+                "recipe": {m: s.recipe[m] for m in s.recipe if m in kept},
+            }
+            for s in chosen
+        ]
         return dataclasses.replace(
             self,
             networks=_chosen(self, "network", networks, {n.name: n for n in self.networks}),
-            sizes=tuple(dataclasses.replace(s, without=w) for s, w in zip(chosen, without, strict=True)),
+            sizes=tuple(dataclasses.replace(s, **part) for s, part in zip(chosen, parts, strict=True)),
             methods=kept,
             seeds=seeds or self.seeds,
         )
@@ -295,8 +304,9 @@ def _size_faults(study: Study) -> list[str]:
     for size in study.sizes:
         if not (math.isfinite(size.ratio) and size.ratio > 1):
             faults.append(f"size: ratio={size.ratio!r} is not above 1")
-        if unknown := [name for name in size.without if name not in study.methods]:
-            faults.append(f"size {size.ratio:g}: without={unknown} are not among the methods")
+        for key in ("without", "recipe"):
+            if unknown := [name for name in getattr(size, key) if name not in study.methods]:
+                faults.append(f"size {size.ratio:g}: {key}={unknown} are not among the methods")
         try:
             if size.d % Pattern.parse(size.pattern).group:
                 faults.append(f"size {size.ratio:g}: d={size.d} is not a multiple of M of pattern {size.pattern}")
