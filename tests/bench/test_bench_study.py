@@ -66,7 +66,8 @@ def test_setup_follows_what_rows_share(tables: dict[str, Any]) -> None:
         ),
         (
             {"sizes": [{"ratio": 9, "d": 8, "k": 1}]},
-            "study 'tiny', size 0: unknown keys ['k'], missing keys ['pattern']; known are ratio, pattern, d, without, recipe",
+            "study 'tiny', size 0: unknown keys ['k'], missing keys ['pattern']; "
+            "known are ratio, pattern, d, without, recipe",
         ),
         (
             {"sizes": [{"ratio": 9, "pattern": "1:2", "d": 8, "without": ["B"]}]},
