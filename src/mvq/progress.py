@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 T = TypeVar("T")
 
@@ -20,6 +23,16 @@ def track(items: Iterable[T], description: str, *, total: int | None = None, ena
     if not enabled:
         yield from items
         return
+    with make_progress() as progress:
+        yield from progress.track(items, total=total, description=description)
+
+
+def make_progress(*more: str) -> Progress:
+    """A bar with count, elapsed and remaining time, on standard error, shown only where that is a terminal.
+
+    Args:
+        more: texts between count and times, which may name fields of a task.
+    """
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -31,12 +44,14 @@ def track(items: Iterable[T], description: str, *, total: int | None = None, ena
     )
 
     console = Console(stderr=True)
-    columns = (
+    return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
+        *map(TextColumn, more),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        yield from progress.track(items, total=total, description=description)

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mvq.baselines.product import Clusters, ProductWeight, Setting, attach_int8_, blocks, lloyd, planned
+from mvq.baselines.product import Clusters, ProductWeight, Setting, attach_int8_, blocks, check_effort, lloyd, planned
 from mvq.errors import ConfigError, DataError
 from mvq.nn.layers import as_recipe, attach, dense_weight, unwrap
 from mvq.progress import track
@@ -57,14 +57,7 @@ class BgdOptions:
     layer_steps: int = 100
 
     def __post_init__(self) -> None:
-        lows = {"n_iters": 1, "n_images": 1, "layer_steps": 0}
-        faults = [
-            f"bgd_: {name}={getattr(self, name)!r} is not a whole number of at least {low}"
-            for name, low in lows.items()
-            if type(getattr(self, name)) is not int or getattr(self, name) < low
-        ]
-        if faults:
-            raise ConfigError("\n".join(faults))
+        check_effort(self, {"n_iters": 1, "n_images": 1, "layer_steps": 0}, "bgd_")
 
 
 def bgd_(

@@ -31,8 +31,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from mvq.baselines.product import ProductWeight, attach_int8_, blocks, lloyd, planned
-from mvq.errors import ConfigError, ModelError
+from mvq.baselines.product import ProductWeight, attach_int8_, blocks, check_effort, lloyd, planned
+from mvq.errors import ModelError
 from mvq.nn.layers import as_recipe, attach, dense_weight, unwrap
 from mvq.progress import track
 from mvq.recipe import Recipe
@@ -58,14 +58,7 @@ class PqfOptions:
     n_swaps: int = 10_000
 
     def __post_init__(self) -> None:
-        lows = {"n_iters": 1, "n_swaps": 0}
-        faults = [
-            f"pqf_: {name}={getattr(self, name)!r} is not a whole number of at least {low}"
-            for name, low in lows.items()
-            if type(getattr(self, name)) is not int or getattr(self, name) < low
-        ]
-        if faults:
-            raise ConfigError("\n".join(faults))
+        check_effort(self, {"n_iters": 1, "n_swaps": 0}, "pqf_")
 
 
 def pqf_(

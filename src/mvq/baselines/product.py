@@ -201,22 +201,28 @@ class ProductWeight(RivalForm):
         self.codebook.copy_(self.codebook.half())
 
     def right_inverse(self, weight: Tensor) -> tuple[()]:
-        """Nothing dense is kept.
-
-        Raises:
-            ModelError: on assignment to the layer's weight.
-        """
-        if self._settled:
-            raise ModelError(
-                f"layer {self.layer!r}: its weight is computed from a codebook and cannot be assigned; "
-                f"bake_ the model first, or change the codewords"
-            )
-        return ()
+        """Nothing dense is kept, see `keep_nothing`."""
+        return self.keep_nothing()
 
     def extra_repr(self) -> str:
         """For `print(model)`."""
         k, d = self.codebook.shape
         return f"shape={self.shape}, d={d}, n_codewords={k}"
+
+
+def check_effort(options: Any, lows: Mapping[str, int], method: str) -> None:
+    """Check that options are whole numbers of at least `lows`.
+
+    Raises:
+        ConfigError: listing every fault.
+    """
+    faults = [
+        f"{method}: {name}={getattr(options, name)!r} is not a whole number of at least {low}"
+        for name, low in lows.items()
+        if type(getattr(options, name)) is not int or getattr(options, name) < low
+    ]
+    if faults:
+        raise ConfigError("\n".join(faults))
 
 
 def planned(

@@ -32,7 +32,6 @@ from mvq.baselines.forms import RivalForm, install_, weights_to_compress
 from mvq.baselines.vectors import Clusters, choose, cluster
 from mvq.codebook import fit_int8
 from mvq.compressed import code_bits
-from mvq.errors import ModelError
 from mvq.grouping import n_subvectors, valid_lanes
 from mvq.nn import LearnedCodebook, as_recipe
 from mvq.nn.functional import DecodeWeight
@@ -152,17 +151,8 @@ class SSVQWeight(RivalForm):
         self.frozen.copy_(torch.where(self.frozen == 0, signs, self.frozen))
 
     def right_inverse(self, weight: Tensor) -> tuple[()]:
-        """Nothing dense is kept.
-
-        Raises:
-            ModelError: on assignment to the layer's weight.
-        """
-        if self._settled:
-            raise ModelError(
-                f"layer {self.layer!r}: its weight is computed from a codebook and cannot be assigned; "
-                f"bake_ the model first, or change the codewords"
-            )
-        return ()
+        """Nothing dense is kept, see `keep_nothing`."""
+        return self.keep_nothing()
 
     def extra_repr(self) -> str:
         """For `print(model)`."""

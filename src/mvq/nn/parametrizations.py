@@ -76,6 +76,19 @@ class WeightForm(nn.Module):
         """From now on assigning to `module.weight` is an error where the form cannot take a dense weight."""
         self._settled = True
 
+    def keep_nothing(self) -> tuple[()]:
+        """What `right_inverse` gives for a weight that is computed from a codebook alone.
+
+        Raises:
+            ModelError: on assignment to the layer's weight.
+        """
+        if self._settled:
+            raise ModelError(
+                f"layer {self.layer!r}: its weight is computed from a codebook and cannot be assigned; "
+                f"bake_ the model first, or change the codewords"
+            )
+        return ()
+
 
 class NMMask(WeightForm):
     """An N:M mask over a dense weight that stays underneath as `parametrizations.weight.original`.
@@ -311,17 +324,8 @@ class VQWeight(WeightForm):
         self.codebook.counts.index_add_(0, self.assignments, sign * self.kept().to(torch.int32))
 
     def right_inverse(self, weight: Tensor) -> tuple[()]:
-        """Nothing dense is kept.
-
-        Raises:
-            ModelError: on assignment to the layer's weight.
-        """
-        if self._settled:
-            raise ModelError(
-                f"layer {self.layer!r}: its weight is computed from a codebook and cannot be assigned; "
-                f"bake_ the model first, or change the codewords"
-            )
-        return ()
+        """Nothing dense is kept, see `keep_nothing`."""
+        return self.keep_nothing()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         self._lanes = None

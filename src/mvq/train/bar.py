@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from mvq.progress import make_progress
+
 
 class StepBar:
     """One bar at a time, with step count, loss, elapsed and remaining time.
@@ -32,28 +34,7 @@ class StepBar:
         """Show a new bar."""
         if not self._enabled:
             return
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-
-        console = Console(stderr=True)
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
+        self._progress = make_progress("loss {task.fields[loss]}")
         self._task = self._progress.add_task(description, total=total, completed=done, loss="-")
         self._progress.start()
 
