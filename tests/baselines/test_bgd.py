@@ -1,18 +1,13 @@
 """BGD: moments of inputs against loops, EM in their metric, and a whole small network."""
 
 import copy
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "nn"))
-
 from small_nets import batch, small_net
+from torch import nn
 
 from mvq import Recipe
 from mvq.baselines.bgd import BgdOptions, bgd_, input_moment, quantize

@@ -2,20 +2,15 @@
 
 import copy
 import itertools
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from small_nets import batch, small_net
 from torch import nn
 from torchvision.models import resnet18, resnet50
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "nn"))
-
-from small_nets import batch, small_net
 
 from mvq import Recipe
 from mvq.baselines.forms import compressed_bits, rival_forms

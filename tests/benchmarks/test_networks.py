@@ -1,13 +1,7 @@
 """Real networks: built and run on a few images; whole baselines are slow."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
 from benchmarks.networks import REGISTRY
 from benchmarks.networks.adapter import data_file
 

@@ -1,17 +1,12 @@
 """Published networks: the size formula by hand, and the files themselves."""
 
 import csv
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
 from benchmarks.networks import REGISTRY
 from benchmarks.networks.adapter import data_file
+from safetensors.torch import load_file
 
 from benchmarks import published
 

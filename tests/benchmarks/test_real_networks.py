@@ -2,17 +2,12 @@
 
 import csv
 import dataclasses
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
 from benchmarks.networks import REGISTRY
+from torch import nn
 
 import mvq
 from benchmarks import real_networks

@@ -1,14 +1,8 @@
 """The measuring script: which rows there are, and that rows already measured are kept."""
 
-import sys
-from pathlib import Path
-
 import torch
-from recover_nets import images, residual
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
 from benchmarks.networks import Adapter
+from recover_nets import images, residual
 
 import mvq
 from benchmarks import recovery
