@@ -75,6 +75,8 @@ def render(study: Study, table: Rows, images: dict[str, str] | None = None) -> s
         "",
     ]
     for network in study.networks:
+        if not _rows(study, table, network.name):
+            continue
         lines += [f"### {network.name}", "", _dense_line(study, table, network.name), ""]
         if images and network.name in images:
             lines += [f"![accuracy against bytes]({images[network.name]})", ""]
@@ -92,7 +94,8 @@ def render(study: Study, table: Rows, images: dict[str, str] | None = None) -> s
 def short_table(study: Study, table: Rows) -> str:
     """Mean accuracy on the main evaluation set, methods by sizes, for each network."""
     main = next(iter(study.evaluate))
-    heads = [(network.name, size.ratio) for network in study.networks for size in study.sizes]
+    places = [(network.name, size.ratio) for network in study.networks for size in study.sizes]
+    heads = [place for place in places if _groups(study, table, *place)]
     lines = ["| method | " + " | ".join(f"{name} {ratio:g}x" for name, ratio in heads) + " |"]
     lines.append("|---|" + "---|" * len(heads))
     by_place = {head: {g.method: g for g in _groups(study, table, *head)} for head in heads}
@@ -176,7 +179,13 @@ def _dense_line(study: Study, table: Rows, network: str) -> str:
 
 
 def _failures(study: Study, table: Rows) -> list[str]:
-    rows = [row for network in study.networks for row in _rows(study, table, network.name) if row["error"]]
+    asked = {(size.ratio, find(m).name) for size in study.sizes for m in study.methods if m not in size.without}
+    rows = [
+        row
+        for network in study.networks
+        for row in _rows(study, table, network.name)
+        if row["error"] and (float(row["size_ratio"]), row["method"]) in asked
+    ]
     if not rows:
         return []
     lines = [
