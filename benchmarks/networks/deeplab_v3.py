@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 
 from benchmarks.networks.adapter import Adapter, data_file
-from benchmarks.networks.images import PackedImages, Samples, array
+from benchmarks.networks.images import Mirrored, PackedImages, Samples, array, channels_last
 from mvq.tasks import Preprocessing, load_weights_
 from mvq.tasks.networks.deeplab_v3 import DeepLabV3
+from mvq.tasks.sampling import EpochSampler
 
 SIZE = 513
 IGNORE = 255
@@ -33,15 +37,27 @@ def data(
     with_mask = np.flatnonzero(array(path, "has_mask"))
 
     def sample(i: int) -> tuple[torch.Tensor, torch.Tensor]:
-        pixels = np.asarray(images[with_mask[i]].convert("RGB"))
-        height, width = pixels.shape[:2]
-        canvas = np.full((SIZE, SIZE, 3), BACKGROUND, np.uint8)
-        canvas[:height, :width] = pixels
+        mask = np.asarray(masks[with_mask[i]])
         target = np.full((SIZE, SIZE), IGNORE, np.int64)
-        target[:height, :width] = np.asarray(masks[with_mask[i]])
-        return NORM.array(torch.from_numpy(canvas).permute(2, 0, 1)), torch.from_numpy(target)
+        target[: mask.shape[0], : mask.shape[1]] = mask
+        return _on_canvas(images[with_mask[i]]), torch.from_numpy(target)
 
-    return DataLoader(Samples(sample, len(with_mask), limit), batch_size=batch_size)
+    return DataLoader(Samples(sample, len(with_mask), limit), batch_size=batch_size, collate_fn=channels_last)
+
+
+def training(batch_size: int = 8, seed: int = 0) -> DataLoader[Any]:
+    """Training images in random order, which the seed and the epoch decide; half of them mirrored, without masks."""
+    images = PackedImages(data_file("coco/coco_train512.npz"))
+    samples = Mirrored(lambda i: _on_canvas(images[i]), len(images), seed=seed)
+    order = EpochSampler(range(len(images)), shuffle=True, seed=seed)
+    return DataLoader(samples, batch_size=batch_size, sampler=order, drop_last=True, collate_fn=channels_last)
+
+
+def _on_canvas(image: Image.Image) -> torch.Tensor:
+    pixels = np.asarray(image.convert("RGB"))
+    canvas = np.full((SIZE, SIZE, 3), BACKGROUND, np.uint8)
+    canvas[: pixels.shape[0], : pixels.shape[1]] = pixels
+    return NORM.array(torch.from_numpy(canvas).permute(2, 0, 1))
 
 
 ADAPTER = Adapter(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from benchmarks.networks.adapter import data_file
 from mvq.tasks import Preprocessing
+from mvq.tasks.augment import resized_crop
+from mvq.tasks.sampling import EpochSampler, Images
 
 TORCH_NORM = Preprocessing(resize=None, crop=224)
 TF_NORM = Preprocessing(mean=(0.5,), std=(0.5,), resize=None, crop=224)
+_LEAST_AREA = 0.35
 
 
 class PackedImages:
@@ -69,7 +72,56 @@ def imagenet(
     path = data_file("imagenet/imagenet_val227.npz" if split == "val" else "imagenet/imagenet_train256.npz")
     images, labels = PackedImages(path), array(path, "label")
     samples = Samples(lambda i: (preprocessing.image(_crop(images[i])), int(labels[i])), len(images), limit)
-    return DataLoader(samples, batch_size=batch_size)
+    return DataLoader(samples, batch_size=batch_size, collate_fn=channels_last)
+
+
+def imagenet_training(preprocessing: Preprocessing, *, batch_size: int, seed: int) -> DataLoader[Any]:
+    """The 1000 training images in random order and random parts, which the seed and the epoch decide."""
+    path = data_file("imagenet/imagenet_train256.npz")
+    images = RandomParts(PackedImages(path), array(path, "label"), preprocessing, seed=seed)
+    order = EpochSampler(range(len(images)), shuffle=True, seed=seed)
+    return DataLoader(images, batch_size=batch_size, sampler=order, drop_last=True, collate_fn=channels_last)
+
+
+class RandomParts(Images):
+    """Labelled images, each time cut and mirrored at random.
+
+    Few passes over few images are no place for parts as small as training from scratch takes.
+    """
+
+    def __init__(self, images: PackedImages, labels: NDArray, preprocessing: Preprocessing, *, seed: int) -> None:
+        super().__init__(augment=True, seed=seed)
+        self.images, self.labels, self.preprocessing = images, labels, preprocessing
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def sample(self, index: int, rng: np.random.Generator | None) -> tuple[torch.Tensor, int]:
+        assert rng is not None
+        return resized_crop(self.images[index], self.preprocessing, rng, least_area=_LEAST_AREA), int(
+            self.labels[index]
+        )
+
+
+class Mirrored(Images):
+    """Images without targets, half of them mirrored; each is made by a function of its index."""
+
+    def __init__(self, make: Callable[[int], torch.Tensor], n: int, *, seed: int) -> None:
+        super().__init__(augment=True, seed=seed)
+        self.make, self.n = make, n
+
+    def __len__(self) -> int:
+        return self.n
+
+    def sample(self, index: int, rng: np.random.Generator | None) -> tuple[torch.Tensor, int]:
+        image = self.make(index)
+        return (image.flip(2) if rng is not None and rng.random() < 0.5 else image), 0
+
+
+def channels_last(samples: Sequence[tuple[torch.Tensor, Any]]) -> tuple[torch.Tensor, Any]:
+    """A batch in the layout in which CPUs run convolutions fastest, a third faster here."""
+    inputs, targets = default_collate(samples)
+    return inputs.contiguous(memory_format=torch.channels_last), targets
 
 
 def _crop(image: Image.Image) -> Image.Image:

@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from benchmarks.networks.adapter import Adapter, data_file
-from benchmarks.networks.images import TORCH_NORM, imagenet
+from benchmarks.networks.images import TORCH_NORM, imagenet, imagenet_training
 from mvq.tasks import build_model
 
 
@@ -19,6 +19,11 @@ def build() -> nn.Module:
 def data(split: str = "val", batch_size: int = 50, limit: int | None = None) -> DataLoader[tuple[torch.Tensor, int]]:
     """ImageNet images for this network."""
     return imagenet(TORCH_NORM, split=split, batch_size=batch_size, limit=limit)
+
+
+def training(batch_size: int = 32, seed: int = 0) -> DataLoader[tuple[torch.Tensor, int]]:
+    """Training images for this network, in random order and random parts."""
+    return imagenet_training(TORCH_NORM, batch_size=batch_size, seed=seed)
 
 
 ADAPTER = Adapter(

@@ -8,8 +8,9 @@ into one subvector.
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,17 @@ import torch
 from PIL import Image
 from torch import nn
 from torch.nn import functional
+from torch.nn.functional import binary_cross_entropy
 from torch.utils.data import DataLoader
 from torchvision.ops import batched_nms
 
 from benchmarks.networks.adapter import Adapter, data_file
-from benchmarks.networks.images import PackedImages, Samples, array
+from benchmarks.networks.images import Mirrored, PackedImages, Samples, array, channels_last
+from mvq import bench
+from mvq.allocate import layer_fisher
+from mvq.bench import Method, Point
 from mvq.errors import MissingDependencyError, ModelError
+from mvq.tasks.sampling import EpochSampler
 
 SIZE = 416
 N_CLASSES = 80
@@ -33,6 +39,8 @@ THRESHOLD = 0.001
 NMS_IOU = 0.65
 MAX_DETECTIONS = 100
 BN_EPS = 1e-5
+#: Of boxes in the loss, as in YOLOX.
+_BOX_WEIGHT = 5.0
 
 
 class BaseConv(nn.Module):
@@ -277,6 +285,14 @@ def data(
     return DataLoader(Samples(sample, len(images), limit), batch_size=batch_size, collate_fn=_collate)
 
 
+def training(batch_size: int = 8, seed: int = 0) -> DataLoader[Any]:
+    """Training images in random order, which the seed and the epoch decide; half of them mirrored, without targets."""
+    images = PackedImages(data_file("coco/coco_train512.npz"))
+    samples = Mirrored(lambda i: _letterbox(images[i])[0], len(images), seed=seed)
+    order = EpochSampler(range(len(images)), shuffle=True, seed=seed)
+    return DataLoader(samples, batch_size=batch_size, sampler=order, drop_last=True, collate_fn=channels_last)
+
+
 def _collate(samples: Sequence[tuple[torch.Tensor, Any]]) -> tuple[torch.Tensor, list[Any]]:
     return torch.stack([image for image, _ in samples]), [target for _, target in samples]
 
@@ -331,6 +347,47 @@ def _decode(outputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         strides.append(torch.full((side.numel() ** 2, 1), stride, device=outputs.device))
     stride = torch.cat(strides)
     return (outputs[..., :2] + torch.cat(cells)) * stride, outputs[..., 2:4].exp() * stride
+
+
+def match_detections(teacher: nn.Module) -> Callable[[nn.Module, Any], torch.Tensor]:
+    """Objective without labels: the detector's own losses (Ge et al., 2021), with the teacher's answers as targets.
+
+    The distance of the raw outputs would be that of 3549 boxes, nearly all of them around nothing. So classes and boxes
+    count as much as the teacher thinks that there is an object.
+    """
+
+    def objective(model: nn.Module, batch: Any) -> torch.Tensor:
+        with torch.no_grad():
+            wanted = teacher(batch[0]).float()
+        found = model(batch[0]).float()
+        with torch.autocast(found.device.type, enabled=False):
+            objectness, classes = wanted[..., 4], wanted[..., 5:]
+            boxes = (found[..., :4] - wanted[..., :4]).abs().mean(2)
+            loss = binary_cross_entropy(found[..., 4], objectness, reduction="none")
+            loss = loss + objectness * binary_cross_entropy(found[..., 5:], classes, reduction="none").sum(2)
+            loss = loss + objectness * _BOX_WEIGHT * boxes
+            return loss.sum() / objectness.sum()
+
+    return objective
+
+
+def drawn_loss(outputs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """`match_detections` against objects, classes and directions drawn from the outputs themselves, summed."""
+    objectness, classes = outputs[..., 4], outputs[..., 5:]
+    drawn, kinds = (torch.bernoulli(p.detach(), generator=generator) for p in (objectness, classes))
+    signs = torch.randint(0, 2, outputs[..., :4].shape, generator=generator) * 2.0 - 1
+    loss = binary_cross_entropy(objectness, drawn, reduction="none")
+    loss = loss + drawn * binary_cross_entropy(classes, kinds, reduction="none").sum(2)
+    return (loss + drawn * _BOX_WEIGHT * (outputs[..., :4] * signs).mean(2)).sum()
+
+
+def _sensitivity(model: nn.Module, point: Point) -> Mapping[str, Any]:
+    return layer_fisher(model, point.calibration, score=drawn_loss, seed=point.seed)
+
+
+def ours() -> Method:
+    """This library's configuration, with what this detector's outputs mean."""
+    return bench.ours(dataclasses.replace(bench.OURS, importance=_sensitivity))
 
 
 ADAPTER = Adapter(

@@ -5,10 +5,22 @@ plots. `mvq bench accuracy` is these three.
 """
 
 from mvq.bench.builtin import digits_study
-from mvq.bench.methods import METHODS, Method, Point
+from mvq.bench.methods import METHODS, OURS, Method, Options, Point, ours
 from mvq.bench.report import write_report
 from mvq.bench.rows import Rows
 from mvq.bench.runner import run
 from mvq.bench.study import Study
 
-__all__ = ["METHODS", "Method", "Point", "Rows", "Study", "digits_study", "run", "write_report"]
+__all__ = [
+    "METHODS",
+    "OURS",
+    "Method",
+    "Options",
+    "Point",
+    "Rows",
+    "Study",
+    "digits_study",
+    "ours",
+    "run",
+    "write_report",
+]

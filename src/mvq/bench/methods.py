@@ -145,7 +145,9 @@ def _conventional(name: str, label: str, masks: Callable[[nn.Module, Point], Rec
     return Method(name=name, label=label, source=_MVQ, compress=compress, masks=masks, clusters=True)
 
 
-def _ours(options: Options) -> Method:
+def ours(options: Options) -> Method:
+    """This library's best configuration, with another set of options where a network needs one."""
+
     def compress(model: nn.Module, point: Point) -> nn.Module:
         recipe = fit_codewords(model, replace(point.recipe, **options.recipe), point.target_bits)
         if options.prepare is not None:
@@ -194,7 +196,7 @@ def _rival(
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        _ours(OURS),
+        ours(OURS),
         _masked("D", "MVQ (masked)"),
         _masked("packed", "MVQ, packed codewords", codewords="packed"),
         _conventional("A", "VQ of dense weights", no_masks),

@@ -88,6 +88,7 @@ def render(study: Study, table: Rows, images: dict[str, str] | None = None) -> s
             if size.without:
                 names = ", ".join(find(name).label for name in size.without)
                 lines += [f"Cannot be so small: {names}.", ""]
+        lines += _ablation(study, table, network.name)
     return "\n".join([*lines, *_failures(study, table), *_sources(study)]).rstrip()
 
 
@@ -142,6 +143,28 @@ def _table(study: Study, table: Rows, groups: Sequence[_Group]) -> list[str]:
         cells += [_mean(group, "macs_executed", 0), _mean(group, "seconds", 0), str(len(group.rows))]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def _ablation(study: Study, table: Rows, network: str) -> list[str]:
+    """What clustering alone does to the weights each method starts from, for those where that can be compared."""
+    methods = {method.name for method in map(find, study.methods) if method.clusters}
+    lines = []
+    for size in study.sizes:
+        for group in _groups(study, table, network, size.ratio):
+            if group.method in methods and group.values("important_sse"):
+                cells = [f"{size.ratio:g}x", _label(group.method)]
+                cells += [_mean(group, column, 1) for column in ("important_sse", "total_sse")]
+                cells += [_mean(group, f"{next(iter(study.evaluate))}_{when}percent", 2) for when in ("before_", "")]
+                lines.append("| " + " | ".join(cells) + " |")
+    if not lines:
+        return []
+    about = (
+        "Squared error right after clustering, against the weights that were clustered (dense, or trained with masks): "
+        "over the important ones, which the N:M mask of their magnitudes keeps, and over all. Before and after "
+        "fine-tuning."
+    )
+    head = "| size | method | error, important | error, all | before % | after % |"
+    return ["**Ablation**", "", about, "", head, "|---|---|---|---|---|---|", *lines, ""]
 
 
 def _paired(table: Rows, group: _Group, reference: _Group | None, name: str) -> str:

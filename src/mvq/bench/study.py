@@ -138,6 +138,8 @@ class Study:
         finetune: options of fine-tuning.
         distillation: `temperature` and `weight` of the dense network's outputs in the loss; None for labels
             alone. Other tasks than classification need it: there the loss is the distance to those outputs.
+        objective: `package.module:callable` of another such distance: called with the dense network, it gives
+            `(model, batch) -> loss`. Not for classification.
         overrides: by method, `recipe`, `sparse` and `finetune` tables of changes.
         reference: method that others are paired with.
         output: where results go.
@@ -161,6 +163,7 @@ class Study:
     sparse: Mapping[str, Any] = field(default_factory=dict)
     finetune: Mapping[str, Any] = field(default_factory=dict)
     distillation: Mapping[str, float] | None = None
+    objective: str | None = None
     overrides: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     reference: str = "ours"
     output: Output
@@ -174,7 +177,7 @@ class Study:
     def setup(self) -> str:
         """Hash of what all rows share; rows of different setups are not comparable."""
         names = ("task", "train", "evaluate", "budget", "sparse", "finetune", "distillation")
-        parts = [getattr(self, name) for name in names]
+        parts = [getattr(self, name) for name in names] + [self.objective] * (self.objective is not None)
         parts = [dataclasses.asdict(p) if dataclasses.is_dataclass(p) else p for p in parts]  # pyright: ignore
         text = json.dumps([*parts, self.recipe.to_dict(), mvq.__version__], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -282,6 +285,8 @@ def _option_faults(study: Study) -> list[str]:
     faults = [] if study.task in TASKS else [f"task={study.task!r} is not one of {', '.join(TASKS)}"]
     if study.task != "classification" and study.distillation is None:
         faults.append(f"task {study.task} is trained on the dense network's outputs; give a distillation table")
+    if study.objective is not None and study.task == "classification":
+        faults.append("objective is for other tasks than classification; leave it out")
     tables = [("sparse", SPARSE_KEYS, study.sparse), ("finetune", FINETUNE_KEYS, study.finetune)]
     tables.append(("distillation", ("temperature", "weight"), study.distillation or {}))
     for method, phases in study.overrides.items():

@@ -19,7 +19,7 @@ from mvq.baselines.forms import rival_forms
 from mvq.bench.methods import Method, Point, qualified
 from mvq.bench.study import Network, Study
 from mvq.bench.teacher import Remembered
-from mvq.errors import DataError, ModelError
+from mvq.errors import ConfigError, DataError, ModelError
 from mvq.nn import bake_
 from mvq.recipe import Recipe
 from mvq.tasks import load_data
@@ -104,6 +104,7 @@ def sparse_key(study: Study, method: Method, recipe: Recipe, dense_digest: str, 
     ]
     n_steps = study.budget.steps(sparse=True)[0]
     fixed = [study.task, study.train, study.budget.batch_size, study.budget.autocast, study.distillation]
+    fixed += [study.objective] * (study.objective is not None)
     options = study.options(method.name, "sparse")
     return digest("sparse", dense_digest, qualified(method.arrange), masks, treatments, n_steps, fixed, options, seed)
 
@@ -180,14 +181,23 @@ def finetune_phase(study: Study, method: Method, point: Point, model: nn.Module,
     return n_steps
 
 
-def match_outputs(teacher: nn.Module) -> Callable[[nn.Module, Any], Tensor]:
-    """Objective without labels for any task: mean squared distance to the teacher's outputs, tensor by tensor."""
+def match_outputs(teacher: nn.Module, task: str) -> Callable[[nn.Module, Any], Tensor]:
+    """Objective without labels for any task: distance to the teacher's outputs, summed over tensors.
+
+    For segmentation it is the divergence of the classes of a pixel, else the mean squared difference.
+    """
+
+    def divergence(found: Tensor, wanted: Tensor) -> Tensor:
+        a, b = (tensor.float().log_softmax(1) for tensor in (found, wanted))
+        return nn.functional.kl_div(a, b, reduction="none", log_target=True).sum(1).mean()
+
+    distance = divergence if task == "segmentation" else nn.functional.mse_loss
 
     def objective(model: nn.Module, batch: Any) -> Tensor:
         with torch.no_grad():
             wanted = _tensors(teacher(batch[0]))
         found = _tensors(model(batch[0]))
-        return torch.stack([nn.functional.mse_loss(a, b) for a, b in zip(found, wanted, strict=True)]).sum()
+        return torch.stack([distance(a, b) for a, b in zip(found, wanted, strict=True)]).sum()
 
     return objective
 
@@ -204,7 +214,10 @@ def _options(
     options = study.options(method.name, phase)
     options |= {"max_steps": n_steps, "epochs": -(-n_steps // length), "autocast": study.budget.autocast}
     if study.task != "classification":
-        options["objective"] = match_outputs(teacher)
+        if study.objective is None:
+            options["objective"] = match_outputs(teacher, study.task)
+        else:
+            options["objective"] = import_callable(study.objective, ConfigError)(teacher)
     elif study.distillation is not None:
         asked = digest(study.train, study.budget.batch_size, study.budget.autocast, data_seed)
         answers = Path(study.output.work) / f"teacher-{state_digest(teacher)}-{asked}.safetensors"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from mvq.tasks.preprocessing import Preprocessing
 
-_AREA = (0.08, 1.0)
+_LEAST_AREA = 0.08
 _LOG_RATIO = (math.log(3 / 4), math.log(4 / 3))
 _TRIES = 10
 _SCALE = (0.5, 2.0)
@@ -40,8 +40,16 @@ def shift_and_flip(images: NDArray, numbers: NDArray) -> NDArray:
     return padded[np.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
-def resized_crop(image: Image, preprocessing: Preprocessing, rng: np.random.Generator) -> torch.Tensor:
+def resized_crop(
+    image: Image, preprocessing: Preprocessing, rng: np.random.Generator, *, least_area: float = _LEAST_AREA
+) -> torch.Tensor:
     """A random part of an image at the preprocessing's crop size, mirrored or not (Szegedy et al., 2015).
+
+    Args:
+        image: of any mode.
+        preprocessing: its crop is the size of the result.
+        rng: decides on the part and on mirroring.
+        least_area: of the part, as a share of the image's.
 
     Returns:
         Float32 `(3, crop, crop)`, normalised; without a crop size the whole image, mirrored or not.
@@ -52,16 +60,16 @@ def resized_crop(image: Image, preprocessing: Preprocessing, rng: np.random.Gene
     if preprocessing.crop is not None:
         size = [preprocessing.crop, preprocessing.crop]
         mode = functional.InterpolationMode(preprocessing.interpolation)
-        rgb = functional.resized_crop(rgb, *_part(image.height, image.width, rng), size, mode)
+        rgb = functional.resized_crop(rgb, *_part(image.height, image.width, rng, least_area), size, mode)
     if rng.random() < 0.5:
         rgb = functional.hflip(rgb)
     return dataclasses.replace(preprocessing, resize=None, crop=None).image(rgb)
 
 
-def _part(height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+def _part(height: int, width: int, rng: np.random.Generator, least_area: float) -> tuple[int, int, int, int]:
     """Top, left, height and width of a random part; the central square where none fits."""
     for _ in range(_TRIES):
-        area, ratio = height * width * rng.uniform(*_AREA), math.exp(rng.uniform(*_LOG_RATIO))
+        area, ratio = height * width * rng.uniform(least_area, 1.0), math.exp(rng.uniform(*_LOG_RATIO))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
