@@ -2,26 +2,27 @@
 
     MVQ_DATA=FOLDER uv run python -m benchmarks.recovery [--networks NAME ...] [--recipes 8x 12x 16x] [--limit N]
 
-Case D is pruning and masked clustering, `packed` the same with twice the (half as large) codewords; both are recovered
-with the parts of `mvq.recover` switched on one after the other. Cases A (dense, common k-means) and B (pruned, common
-k-means, dense decode) of equal size get those of the parts that ask nothing of the method: batch norm and
-reconstruction. Top-1 is against labels, agreement against the dense network's own predictions. Calibration images come
-from the training side and their labels are never read.
+Case D is pruning and masked clustering, `packed` the same with twice the (half as large) codewords; A is dense, B
+pruned, both with common k-means and dense decode, all of equal size. The parts of `mvq.recover` are switched on one
+after the other for the recipes of `--ladder`, all at once for the others. A takes those that ask nothing of the method;
+B, D and packed start from one pruned network, which all parts repaired. Calibration images come from the training side
+and their labels are never read, but for the rows `+labels`: there the whole is fine-tuned with them at last.
 
-Rows go to a CSV file as they are ready. A row already there with the same configuration is kept, unless `--force` is
-given.
+The metric is the network's own, agreement is with the dense network's classes. Rows go to a CSV file as they are ready.
+A row already there with the same configuration is kept, unless `--force` is given.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import csv
 import hashlib
 import json
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,12 +35,14 @@ from benchmarks.networks import REGISTRY, Adapter
 from benchmarks.real_networks import SPECIAL, expected_ratio
 from mvq.baselines.conventional import case_, equal_size
 from mvq.baselines.forms import compressed_bits
+from mvq.nn import bake_, cluster_
 from mvq.recipe import Recipe
-from mvq.recover import RecoverConfig, recover, refine_
+from mvq.recover import PARTS, RecoverConfig, recover_clustered_, recover_pruned_, refine_
 from mvq.tasks.running import running
+from mvq.train import Distillation, finetune
 
 RESULTS = Path(__file__).parent / "results" / "recovery.csv"
-NETWORKS = ("mobilenet_v2", "mobilenet_v1", "squeezenet1_1", "resnet20")
+NETWORKS = ("mobilenet_v2", "mobilenet_v1", "squeezenet1_1", "yolox_nano", "deeplab_v3")
 #: Name -> (target ratio over the compressed convolutions, recipe to start from).
 RECIPES: dict[str, tuple[float, Recipe]] = {
     "8x": (8.0, Recipe(pattern="1:2", d=2)),
@@ -48,15 +51,16 @@ RECIPES: dict[str, tuple[float, Recipe]] = {
     "12x-2:4": (12.0, Recipe(pattern="2:4", d=4)),
     "16x-2:4": (16.0, Recipe(pattern="2:4", d=4)),
 }
-#: Parts from cheap to dear; each row adds one to those before.
-ORDER = ("importance", "permute", "compensate", "batchnorm", "reconstruct")
-FOR_ANY = ("batchnorm", "reconstruct")
-CASES = {"D": ORDER, "packed": ORDER, "A": FOR_ANY, "B": FOR_ANY}
+FOR_ANY = ("batchnorm", "reconstruct", "distill")
+CASES = {"A": FOR_ANY, "B": PARTS, "D": PARTS, "packed": PARTS}
+LABELS = "labels"
+LABEL_LR = 2e-4
 KEY = ("network", "recipe", "case", "parts", "limit")
 COLUMNS = (
     *KEY,
+    "metric",
     "fp32_percent",
-    "top1_percent",
+    "percent",
     "agreement_percent",
     "n",
     "pattern",
@@ -64,6 +68,7 @@ COLUMNS = (
     "n_codewords",
     "compressed_bits",
     "images",
+    "pruning_seconds",
     "seconds",
     "threads",
     "seed",
@@ -74,7 +79,18 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Job:
-    """One row."""
+    """One network, compressed in one way; gives a row, and another one after training with labels.
+
+    Attributes:
+        adapter: network and data.
+        name: of the recipe.
+        recipe: of case D.
+        case: one of `CASES`.
+        parts: of recovery.
+        config: of recovery.
+        limit: of evaluation images.
+        label_epochs: of training with labels; 0 for none.
+    """
 
     adapter: Adapter
     name: str
@@ -83,18 +99,34 @@ class Job:
     parts: tuple[str, ...]
     config: RecoverConfig
     limit: int | None
+    label_epochs: int = 0
 
-    @property
-    def key(self) -> tuple[str, ...]:
+    def key(self, labels: bool = False) -> tuple[str, ...]:
         """Rows with equal keys replace one another."""
         limit = "" if self.limit is None else str(self.limit)
-        return (self.adapter.name, self.name, self.case, "+".join(self.parts) or "none", limit)
+        parts = "+".join([*self.parts, *[LABELS] * labels]) or "none"
+        return (self.adapter.name, self.name, self.case, parts, limit)
+
+    @property
+    def keys(self) -> list[tuple[str, ...]]:
+        """Of all its rows."""
+        return [self.key(), *[self.key(labels=True)] * (self.label_epochs > 0)]
 
     @property
     def config_hash(self) -> str:
-        """Of everything that decides the row."""
-        facts = [self.key, self.recipe.to_dict(), asdict(self.config), mvq.__version__]
+        """Of everything that decides the rows."""
+        facts = [self.key(), self.recipe.to_dict(), asdict(self.config), self.label_epochs, mvq.__version__]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def pruned_hash(self) -> str:
+        """Of everything that decides the pruned network."""
+        config = {
+            key: value for key, value in asdict(self.config).items() if key not in ("block_steps", "distill_epochs")
+        }
+        layers = [str(self.recipe.pattern), self.recipe.d, SPECIAL.get(self.adapter.name, {}), mvq.__version__]
+        facts = [self.adapter.name, self.parts, config, layers]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def recipe_for(network: str, name: str, model: nn.Module, seed: int) -> Recipe:
@@ -105,74 +137,128 @@ def recipe_for(network: str, name: str, model: nn.Module, seed: int) -> Recipe:
     return min(candidates, key=lambda r: abs(math.log(expected_ratio(model, r) / target)))
 
 
-def steps(case: str) -> list[tuple[str, ...]]:
-    """Sets of parts of a case, each with one more."""
+def steps(case: str, *, ladder: bool) -> list[tuple[str, ...]]:
+    """Sets of parts of a case: none and all, or each with one more."""
     order = CASES[case]
-    return [order[:n] for n in range(len(order) + 1)]
+    return [order[:n] for n in (range(len(order) + 1) if ladder else (0, len(order)))]
 
 
 @dataclass(frozen=True)
-class Reference:
-    """What the dense network says about the evaluation images, and what is true.
+class Found:
+    """What a network says about the evaluation images.
 
     Attributes:
-        labels: true classes.
-        predictions: of the dense network.
+        metric: name of `value`.
+        value: in percent.
+        n: images.
+        classes: ranked first, by image; None for other tasks than classification.
     """
 
-    labels: Tensor
-    predictions: Tensor
+    metric: str
+    value: float
+    n: int
+    classes: Tensor | None = None
+
+    def agreement(self, dense: Found) -> str:
+        """Percentage of images that get the same class."""
+        if self.classes is None or dense.classes is None:
+            return ""
+        return f"{100 * float((self.classes == dense.classes).double().mean()):.2f}"
 
 
-def predictions(model: nn.Module, adapter: Adapter, limit: int | None) -> Reference:
-    """Labels, and the model's own answers."""
-    labels, answers = [], []
+def measure(model: nn.Module, adapter: Adapter, limit: int | None) -> Found:
+    """The network's own metric, and its classes."""
+    if adapter.task != "classification":
+        result = adapter.evaluate(model, limit)
+        return Found(result.metric, result.value, result.n)
+    labels, classes = [], []
     with running(model, None):
         for x, y in adapter.data(split="val", limit=limit):
             labels.append(y)
-            answers.append(model(x).argmax(1))
-    return Reference(torch.cat(labels), torch.cat(answers))
+            classes.append(model(x).argmax(1))
+    found, wanted = torch.cat(classes), torch.cat(labels)
+    return Found("top1", 100 * float((found == wanted).double().mean()), len(found), found)
 
 
-def compress(job: Job, images: Sequence[Tensor]) -> nn.Module:
-    """The compressed network of a row."""
-    model = job.adapter.build()
-    if job.case in ("A", "B"):
-        case_(model, job.case, job.recipe)
-        if job.parts:
-            refine_(model, job.adapter.build(), images, parts=job.parts, config=job.config)
-        return model
-    return recover(model, equal_size(job.recipe)[job.case], images, parts=job.parts, config=job.config)
+class Pruned:
+    """The last pruned networks, as several cases and sizes start from one."""
+
+    def __init__(self) -> None:
+        self.key = ""
+        self.made: tuple[nn.Module, nn.Module, float] | None = None
+
+    def get(self, job: Job, images: Sequence[Tensor]) -> tuple[nn.Module, nn.Module, float]:
+        """Pruned and dense network, and the seconds that pruning took."""
+        if self.made is None or self.key != job.pruned_hash:
+            self.made = None
+            model, started = job.adapter.build(), time.perf_counter()
+            dense = recover_pruned_(model, job.recipe, images, parts=job.parts, config=job.config)
+            self.key, self.made = job.pruned_hash, (model, dense, time.perf_counter() - started)
+        model, dense, seconds = self.made
+        return copy.deepcopy(model), dense, seconds
 
 
-def run(job: Job, reference: Reference, images: Sequence[Tensor]) -> dict[str, Any]:
-    """Compress and measure."""
-    started = time.perf_counter()
-    model = compress(job, images)
-    seconds = time.perf_counter() - started
-    found = predictions(model, job.adapter, job.limit)
+def compress(job: Job, images: Sequence[Tensor], pruned: Pruned) -> tuple[nn.Module, nn.Module, float]:
+    """The compressed network of a job, the dense one, and the seconds that pruning took."""
+    any_parts = tuple(part for part in job.parts if part in FOR_ANY)
     recipe = equal_size(job.recipe)[job.case]
-    return {
-        **dict(zip(KEY, job.key, strict=True)),
-        "fp32_percent": _percent(reference.predictions == reference.labels),
-        "top1_percent": _percent(found.predictions == found.labels),
-        "agreement_percent": _percent(found.predictions == reference.predictions),
-        "n": len(found.labels),
-        "pattern": str(recipe.pattern),
-        "d": recipe.d,
-        "n_codewords": recipe.n_codewords,
-        "compressed_bits": compressed_bits(model),
-        "images": min(job.config.images, sum(map(len, images))),
-        "seconds": round(seconds, 1),
-        "threads": torch.get_num_threads(),
-        "seed": job.recipe.seed,
-        "version": mvq.__version__,
-        "config_hash": job.config_hash,
-    }
+    if job.case == "A":
+        model, dense, seconds = case_(job.adapter.build(), "A", job.recipe), job.adapter.build(), 0.0
+    else:
+        model, dense, seconds = pruned.get(job, images)
+    if job.case == "B":
+        cluster_(bake_(model), recipe)
+    if job.case in ("D", "packed"):
+        recover_clustered_(model, recipe, images, dense=dense, parts=job.parts, config=job.config)
+    elif any_parts:
+        refine_(model, dense, images, parts=any_parts, config=job.config)
+    return model, dense, seconds
 
 
-def _percent(hits: Tensor) -> str:
-    return f"{100 * float(hits.double().mean()):.2f}"
+def run(job: Job, reference: Found, images: Sequence[Tensor], pruned: Pruned) -> Iterator[dict[str, Any]]:
+    """Compress and measure; then train with labels and measure again."""
+    started = time.perf_counter()
+    model, dense, pruning_seconds = compress(job, images, pruned)
+    recipe = equal_size(job.recipe)[job.case]
+    for labels in (False, True)[: len(job.keys)]:
+        if labels:
+            train_with_labels(model, dense, job)
+        seconds = time.perf_counter() - started
+        found = measure(model, job.adapter, job.limit)
+        yield {
+            **dict(zip(KEY, job.key(labels), strict=True)),
+            "metric": found.metric,
+            "fp32_percent": f"{reference.value:.2f}",
+            "percent": f"{found.value:.2f}",
+            "agreement_percent": found.agreement(reference),
+            "n": found.n,
+            "pattern": str(recipe.pattern),
+            "d": recipe.d,
+            "n_codewords": recipe.n_codewords,
+            "compressed_bits": compressed_bits(model),
+            "images": min(job.config.images, sum(map(len, images))),
+            "pruning_seconds": round(pruning_seconds, 1),
+            "seconds": round(seconds, 1),
+            "threads": torch.get_num_threads(),
+            "seed": job.recipe.seed,
+            "version": mvq.__version__,
+            "config_hash": job.config_hash,
+        }
+
+
+def train_with_labels(model: nn.Module, dense: nn.Module, job: Job) -> None:
+    """Fine-tune codebooks and what is not compressed, with labels and the dense network's scores."""
+    assert job.adapter.training is not None
+    data = job.adapter.training(batch_size=job.config.batch_size, seed=job.config.seed)
+    finetune(
+        model,
+        data,
+        epochs=job.label_epochs,
+        lr=LABEL_LR,
+        bn_eval=True,
+        autocast=job.config.autocast,
+        objective=Distillation(dense, temperature=1.0, weight=0.5),
+    )
 
 
 def read_rows(path: Path) -> dict[tuple[str, ...], dict[str, Any]]:
@@ -188,14 +274,8 @@ def write_rows(path: Path, rows: Mapping[tuple[str, ...], Mapping[str, Any]]) ->
 
     def place(key: tuple[str, ...]) -> tuple[Any, ...]:
         network, recipe, case, parts, limit = key
-        return (
-            list(REGISTRY).index(network),
-            list(RECIPES).index(recipe),
-            limit,
-            case,
-            parts.count("+"),
-            parts != "none",
-        )
+        order = (list(REGISTRY).index(network), list(RECIPES).index(recipe), limit, list(CASES).index(case))
+        return (*order, parts.count("+"), parts != "none")
 
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
@@ -214,40 +294,42 @@ def shuffled(adapter: Adapter, n: int, seed: int) -> list[Tensor]:
 
 
 def jobs(options: argparse.Namespace, network: str) -> list[Job]:
-    """All rows of a network."""
+    """Everything that is asked of a network; what starts from one pruned network comes together."""
     adapter, config = REGISTRY[network], RecoverConfig(autocast=options.autocast, seed=options.seed)
     config = replace(config, **json.loads(options.config))
     found = []
     for name in options.recipes:
         recipe = recipe_for(network, name, adapter.build(), options.seed)
         for case in options.cases:
-            sets = steps(case) if not options.full_only else [CASES[case]]
-            found += [Job(adapter, name, recipe, case, parts, config, options.limit) for parts in sets]
-    return found
+            for parts in steps(case, ladder=name in options.ladder):
+                epochs = options.label_epochs if parts == CASES[case] and adapter.training is not None else 0
+                found.append(Job(adapter, name, recipe, case, parts, config, options.limit, epochs))
+    return sorted(found, key=lambda job: len(job.parts))
 
 
-def measure(options: argparse.Namespace) -> None:
+def measure_all(options: argparse.Namespace) -> None:
     """Do the jobs that have no row yet."""
     kept = read_rows(options.output)
     for network in options.networks:
         todo = [
             job
             for job in jobs(options, network)
-            if options.force or kept.get(job.key, {}).get("config_hash") != job.config_hash
+            if options.force or any(kept.get(key, {}).get("config_hash") != job.config_hash for key in job.keys)
         ]
         if not todo:
             _say(f"{network}: already measured")
             continue
-        adapter = REGISTRY[network]
-        reference = predictions(adapter.build(), adapter, options.limit)
+        adapter, pruned = REGISTRY[network], Pruned()
+        reference = measure(adapter.build(), adapter, options.limit)
         images = shuffled(adapter, todo[0].config.images, options.seed)
         for i, job in enumerate(todo, 1):
-            kept[job.key] = row = run(job, reference, images)
-            write_rows(options.output, kept)
-            _say(
-                f"[{i}/{len(todo)}] {' '.join(job.key)}: {row['fp32_percent']} -> {row['top1_percent']} %, "
-                f"agreement {row['agreement_percent']} %, {row['seconds']} s"
-            )
+            for row in run(job, reference, images, pruned):
+                kept[tuple(row[k] for k in KEY)] = row
+                write_rows(options.output, kept)
+                _say(
+                    f"[{i}/{len(todo)}] {' '.join(row[k] for k in KEY)}: {row['fp32_percent']} -> {row['percent']} %, "
+                    f"agreement {row['agreement_percent']} %, {row['pruning_seconds']} + {row['seconds']} s"
+                )
 
 
 def _say(text: str) -> None:
@@ -260,14 +342,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--networks", nargs="+", choices=list(REGISTRY), default=list(NETWORKS), metavar="NAME")
     parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=["8x", "12x", "16x"])
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
-    parser.add_argument("--full-only", action="store_true", help="only the row of each case with all its parts")
+    parser.add_argument(
+        "--ladder",
+        nargs="*",
+        choices=list(RECIPES),
+        default=["12x"],
+        help="recipes with a row for each part switched on",
+    )
+    parser.add_argument("--label-epochs", type=int, default=4, help="passes of training with labels; 0 for none")
     parser.add_argument("--limit", type=int, help="evaluate on the first N images only")
     parser.add_argument("--config", default="{}", help="JSON of RecoverConfig fields, e.g. '{\"images\": 256}'")
     parser.add_argument("--autocast", choices=["bfloat16"], help="mixed precision; twice as fast on CPUs with AMX")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=RESULTS, help="CSV file")
     parser.add_argument("--force", action="store_true", help="measure again what has a row")
-    measure(parser.parse_args(arguments))
+    measure_all(parser.parse_args(arguments))
 
 
 if __name__ == "__main__":

@@ -46,6 +46,8 @@ class Adapter:
         baseline: the metrics of the unchanged network on all images, in percent, the task's own metric first.
         preprocessing: what the loader does to an image, where a `Preprocessing` can say it.
         options: passed to the evaluation.
+        training: gives a loader of labelled training images in random order, changed at random; takes `batch_size` and
+            `seed` by name. None where there is none.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Adapter:
     baseline: dict[str, float]
     preprocessing: Preprocessing | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    training: Callable[..., Iterable[tuple[Any, Any]]] | None = None
 
     @property
     def example_input(self) -> torch.Tensor:

@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from benchmarks.networks.adapter import Adapter, data_file
-from benchmarks.networks.images import TF_NORM, imagenet
+from benchmarks.networks.images import TF_NORM, imagenet, imagenet_training
 from benchmarks.networks.padding import same_padding_
 from mvq.tasks import load_weights_
 from mvq.tasks.networks.mobilenet_v1 import MobileNetV1
@@ -24,6 +24,11 @@ def data(split: str = "val", batch_size: int = 50, limit: int | None = None) -> 
     return imagenet(TF_NORM, split=split, batch_size=batch_size, limit=limit)
 
 
+def training(batch_size: int = 32, seed: int = 0) -> DataLoader[tuple[torch.Tensor, int]]:
+    """Training images for this network, in random order and random parts."""
+    return imagenet_training(TF_NORM, batch_size=batch_size, seed=seed)
+
+
 ADAPTER = Adapter(
     name="mobilenet_v1",
     task="classification",
@@ -32,4 +37,5 @@ ADAPTER = Adapter(
     input_shape=(3, 224, 224),
     baseline={"top1": 76.00, "top5": 94.56},
     preprocessing=TF_NORM,
+    training=training,
 )

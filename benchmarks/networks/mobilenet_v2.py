@@ -33,6 +33,7 @@ ADAPTER = Adapter(
     task="classification",
     build=build,
     data=data,
+    training=training,
     input_shape=(3, 224, 224),
     baseline={"top1": 79.22, "top5": 94.56},
     preprocessing=TF_NORM,

@@ -31,6 +31,7 @@ ADAPTER = Adapter(
     task="classification",
     build=build,
     data=data,
+    training=training,
     input_shape=(3, 224, 224),
     baseline={"top1": 69.11, "top5": 90.33},
     preprocessing=TORCH_NORM,

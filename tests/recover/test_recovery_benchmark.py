@@ -1,5 +1,7 @@
 """The measuring script: which rows there are, and that rows already measured are kept."""
 
+import itertools
+
 import torch
 from benchmarks.networks import Adapter
 from recover_nets import images, residual
@@ -18,30 +20,34 @@ def adapter():
         data=lambda split="val", limit=None: [(x[:limit], labels[:limit])],
         input_shape=(3, 12, 12),
         baseline={"top1": 10.0},
+        training=lambda batch_size, seed: [(x, labels)],
     )
 
 
 def test_each_row_adds_one_part():
-    assert recovery.steps("A") == [(), ("batchnorm",), ("batchnorm", "reconstruct")]
+    assert recovery.steps("A", ladder=True)[:2] == [(), ("batchnorm",)]
     for case in recovery.CASES:
-        for fewer, more in zip(recovery.steps(case), recovery.steps(case)[1:], strict=False):
-            assert more[:-1] == fewer
-    assert set(recovery.steps("D")[-1]) == set(mvq.recover.PARTS)
+        ladder = recovery.steps(case, ladder=True)
+        assert all(more[:-1] == fewer for fewer, more in itertools.pairwise(ladder))
+        assert recovery.steps(case, ladder=False) == [ladder[0], ladder[-1]]
+    assert set(recovery.steps("D", ladder=True)[-1]) == set(mvq.recover.PARTS)
 
 
 def test_rows_are_written_once_and_resumed(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(recovery.REGISTRY, "mobilenet_v2", adapter())
     path = tmp_path / "rows.csv"
     config = '{"images": 24, "prune_steps": 2, "prune_epochs": 1, "block_steps": 2, "distill_epochs": 1}'
-    arguments = ["--networks", "mobilenet_v2", "--recipes", "12x", "--full-only", "--config", config]
-    recovery.main([*arguments, "--limit", "8", "--output", str(path)])
+    arguments = ["--networks", "mobilenet_v2", "--recipes", "12x", "--ladder", "--config", config]
+    arguments += ["--label-epochs", "1", "--limit", "8", "--output", str(path)]
+    recovery.main(arguments)
     rows = recovery.read_rows(path)
     assert {key[2] for key in rows} == set(recovery.CASES)
+    assert sum(key[3].endswith("+labels") for key in rows) == len(recovery.CASES)
     for row in rows.values():
         assert 0 <= float(row["agreement_percent"]) <= 100
         assert int(row["n"]) == 8
         assert int(row["compressed_bits"]) > 0
     before = path.read_bytes()
-    recovery.main([*arguments, "--limit", "8", "--output", str(path)])
+    recovery.main(arguments)
     assert path.read_bytes() == before
     assert capsys.readouterr().err.endswith("mobilenet_v2: already measured\n")

@@ -8,7 +8,7 @@ from mvq.recover.config import PARTS, RecoverConfig
 from mvq.recover.equalize import equalize_
 from mvq.recover.importance import prune_by_importance_, weight_importance
 from mvq.recover.permute import permute_
-from mvq.recover.pipeline import recover, refine_
+from mvq.recover.pipeline import recover, recover_clustered_, recover_pruned_, refine_
 from mvq.recover.reconstruct import distill_, reconstruct_
 
 __all__ = [
@@ -21,6 +21,8 @@ __all__ = [
     "prune_by_importance_",
     "reconstruct_",
     "recover",
+    "recover_clustered_",
+    "recover_pruned_",
     "refine_",
     "weight_importance",
 ]

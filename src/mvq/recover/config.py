@@ -9,7 +9,7 @@ from typing import Any, Literal
 from mvq.errors import ConfigError
 
 #: Order of the parts; any subset may be chosen.
-PARTS = ("importance", "permute", "compensate", "reconstruct", "batchnorm")
+PARTS = ("importance", "permute", "compensate", "batchnorm", "reconstruct", "distill")
 
 _INTEGERS: dict[str, int] = {
     "images": 1,

@@ -43,14 +43,15 @@ def recover(
 ) -> nn.Module:
     """Prune and cluster a network, and win back from unlabelled images what that loses.
 
-    In place of `prune_` and `cluster_`. First the pruned network is repaired block by block and distilled, then it is
-    clustered, then the codebooks are. Parts, each of which can be left out:
+    In place of `prune_` and `cluster_`: `recover_pruned_`, then `recover_clustered_`. Parts, each of which can be left
+    out:
 
     * `importance`: masks and codewords weigh errors by the Fisher diagonal.
     * `permute`: channels are reordered for the masks, which changes no output.
     * `compensate`: masks and assignments are chosen in column order, each error passed on to later columns.
-    * `reconstruct`: blocks, then the whole network, are trained towards the dense network.
     * `batchnorm`: outputs get back their means and standard deviations.
+    * `reconstruct`: blocks, one after the other, are trained towards the dense network's activations.
+    * `distill`: the whole network is trained towards the dense network's outputs.
 
     Without any part this is `cluster_(prune_(model, recipe), recipe)`.
 
@@ -73,8 +74,43 @@ def recover(
             loss become NaN or infinite.
     """
     recipe, chosen, config = as_recipe(recipe), check_parts(parts), config or RecoverConfig()
+    images = [gather(calibration, config.images)] if chosen else []
+    dense = recover_pruned_(model, recipe, images, parts=chosen, config=config, progress=progress)
+    return recover_clustered_(model, recipe, images, dense=dense, parts=chosen, config=config, progress=progress)
+
+
+def recover_pruned_(
+    model: nn.Module,
+    recipe: Recipe | str | Mapping[str, Any],
+    calibration: Iterable[Any],
+    *,
+    parts: Sequence[str] = PARTS,
+    config: RecoverConfig | None = None,
+    progress: bool = False,
+) -> nn.Module:
+    """The first half of `recover`: prune, and repair what that did.
+
+    Args:
+        model: dense; changed in place. Its masks stay on it.
+        recipe: as in `recover`; says nothing of codewords here.
+        calibration: as in `recover`.
+        parts: as in `recover`.
+        config: as in `recover`; `prune_steps` and `prune_epochs` count.
+        progress: show bars.
+
+    Returns:
+        The dense network as it was, but for its channels, which are in the order of the pruned one's.
+
+    Raises:
+        ConfigError: as `recover`.
+        DataError: as `recover`.
+        ModelError: as `recover`.
+    """
+    recipe, chosen, config = as_recipe(recipe), check_parts(parts), config or RecoverConfig()
     if not chosen:
-        return cluster_(prune_(model, recipe), recipe, progress=progress)
+        dense = copy.deepcopy(unwrap(model))
+        prune_(model, recipe)
+        return dense
     images = gather(calibration, config.images)
     with _evaluating(model):
         if "permute" in chosen:
@@ -83,13 +119,58 @@ def recover(
         facts = _facts(dense, recipe, images, chosen, config)
         if "compensate" not in chosen:
             _prune_(model, recipe, facts)
-        walk = _Walk(unwrap(model), dense, recipe, images, chosen, config, facts)
-        if {"compensate", "reconstruct"} & set(chosen):
+        if _repairs(chosen):
+            walk = _Walk(unwrap(model), dense, recipe, images, chosen, config, facts)
             walk.run("pruning", config.prune_steps, config.prune_epochs, progress)
+    return dense
+
+
+def recover_clustered_(
+    model: nn.Module,
+    recipe: Recipe | str | Mapping[str, Any],
+    calibration: Iterable[Any],
+    *,
+    dense: nn.Module,
+    parts: Sequence[str] = PARTS,
+    config: RecoverConfig | None = None,
+    progress: bool = False,
+) -> nn.Module:
+    """The second half of `recover`: cluster, and repair what that did.
+
+    Args:
+        model: pruned; changed in place.
+        recipe: as in `recover`.
+        calibration: as in `recover`.
+        dense: the network before pruning, with channels in the same order, as `recover_pruned_` returns it.
+        parts: as in `recover`; `permute` does nothing here.
+        config: as in `recover`; `block_steps` and `distill_epochs` count.
+        progress: show bars.
+
+    Returns:
+        The model.
+
+    Raises:
+        ConfigError: as `recover`.
+        DataError: as `recover`.
+        ModelError: as `recover`.
+    """
+    recipe, chosen, config = as_recipe(recipe), check_parts(parts), config or RecoverConfig()
+    if not chosen:
+        return cluster_(model, recipe, progress=progress)
+    images = gather(calibration, config.images)
+    with _evaluating(model), _evaluating(dense):
+        facts = _facts(unwrap(dense), recipe, images, chosen, config)
+        walk = _Walk(unwrap(model), unwrap(dense), recipe, images, chosen, config, facts)
+        if _repairs(chosen):
             walk.teacher = copy.deepcopy(unwrap(model))
         cluster_(model, recipe, importance=facts.importance, progress=progress)
         walk.run("clustering", config.block_steps, config.distill_epochs, progress)
     return model
+
+
+def _repairs(parts: tuple[str, ...]) -> bool:
+    """Whether the pruned network is brought close enough to the dense one to be what its clustered copy aims at."""
+    return bool({"compensate", "reconstruct", "distill"} & set(parts))
 
 
 def refine_(
@@ -97,17 +178,17 @@ def refine_(
     dense: nn.Module,
     calibration: Iterable[Any],
     *,
-    parts: Sequence[str] = ("reconstruct", "batchnorm"),
+    parts: Sequence[str] = ("batchnorm", "reconstruct", "distill"),
     config: RecoverConfig | None = None,
     progress: bool = False,
 ) -> nn.Module:
-    """The parts `reconstruct` and `batchnorm` for a network that is compressed already, by whatever method.
+    """The parts `batchnorm`, `reconstruct` and `distill` for a network that is compressed already, by whatever method.
 
     Args:
         model: compressed; changed in place.
         dense: the network it was, with channels in the same order.
         calibration: as in `recover`.
-        parts: `reconstruct`, `batchnorm` or both.
+        parts: of these three.
         config: as in `recover`; `block_steps` and `distill_epochs` count.
         progress: show bars.
 
@@ -222,7 +303,7 @@ class _Walk:
                 reconstruct_(block, self.model, inputs, targets, steps=steps, config=self.config)
             if block is not self.blocks[-1]:
                 inputs, teacher_inputs = self._outputs(block, self.model, inputs), targets
-        if "reconstruct" in self.parts and epochs:
+        if "distill" in self.parts and epochs:
             distill_(self.model, self.dense, self.images, epochs=epochs, config=self.config)
 
     def _outputs(self, block: Block, model: nn.Module, inputs: Tensor) -> Any:
