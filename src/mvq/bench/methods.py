@@ -58,6 +58,8 @@ class Method:
         masks: `(dense model, point)` to the recipe whose masks the sparse training uses, or None for none.
         arrange: `(dense model, point)`: changes that come before the sparse training, which do not change
             what the model computes (a permutation of channels); None for none.
+        follow: `(model, number of steps)` to what is called after each step of fine-tuning, with its number and loss;
+            assignments that it moves are fixed at the end. None for nothing.
         clusters: whether its errors right after clustering are comparable with those of others.
         settings: whatever else decides its rows, as text.
     """
@@ -68,6 +70,7 @@ class Method:
     compress: Callable[[nn.Module, Point], nn.Module]
     masks: Callable[[nn.Module, Point], Recipe | None] = no_masks
     arrange: Callable[[nn.Module, Point], nn.Module] | None = None
+    follow: Callable[[nn.Module, int], Callable[[int, float], Any]] | None = None
     clusters: bool = False
     settings: str = ""
 

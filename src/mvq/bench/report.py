@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mvq.bench.methods import METHODS, find
+from mvq.bench.methods import find
 from mvq.bench.plot import Curve, draw
 from mvq.bench.rows import Row, Rows
 from mvq.bench.statistics import Spread, paired, spread
@@ -134,7 +134,7 @@ def _table(study: Study, table: Rows, groups: Sequence[_Group]) -> list[str]:
     lines = ["| " + " | ".join(heads) + " |", "|---|" + "---|" * (len(heads) - 1)]
     for group in groups:
         first = group.rows[0]
-        cells = [_label(group.method)]
+        cells = [_label(study, group.method)]
         for name in sets:
             cells += [_accuracy(group.spread(f"{name}_percent")), _paired(table, group, reference, name)]
         cells += [_mean(group, f"{sets[0]}_before_percent", 2), _mean(group, f"{sets[0]}_agreement_percent", 1)]
@@ -152,7 +152,7 @@ def _ablation(study: Study, table: Rows, network: str) -> list[str]:
     for size in study.sizes:
         for group in _groups(study, table, network, size.ratio):
             if group.method in methods and group.values("important_sse"):
-                cells = [f"{size.ratio:g}x", _label(group.method)]
+                cells = [f"{size.ratio:g}x", _label(study, group.method)]
                 cells += [_mean(group, column, 1) for column in ("important_sse", "total_sse")]
                 cells += [_mean(group, f"{next(iter(study.evaluate))}_{when}percent", 2) for when in ("before_", "")]
                 lines.append("| " + " | ".join(cells) + " |")
@@ -189,8 +189,8 @@ def _mean(group: _Group, column: str, digits: int) -> str:
     return "" if found is None else f"{found.mean:,.{digits}f}"
 
 
-def _label(name: str) -> str:
-    return METHODS[name].label if name in METHODS else name
+def _label(study: Study, name: str) -> str:
+    return next(method.label for method in map(find, study.methods) if method.name == name)
 
 
 def _dense_line(study: Study, table: Rows, network: str) -> str:
@@ -249,7 +249,7 @@ def _curve(study: Study, table: Rows, network: str, method: str, name: str) -> C
             if group.method == method and found is not None and size_bytes is not None:
                 points.append((size_bytes.mean, found.mean, 0.0 if found.n == 1 else found.deviation))
     points.sort()
-    return Curve(_label(method), *(tuple(p[i] for p in points) for i in range(3)))
+    return Curve(_label(study, method), *(tuple(p[i] for p in points) for i in range(3)))
 
 
 def _links(plots: dict[str, tuple[Path, Path]], folder: Path) -> dict[str, str]:

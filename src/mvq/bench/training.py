@@ -20,7 +20,8 @@ from mvq.bench.methods import Method, Point, qualified
 from mvq.bench.study import Network, Study
 from mvq.bench.teacher import Remembered
 from mvq.errors import ConfigError, DataError, ModelError
-from mvq.nn import bake_
+from mvq.nn import VQWeight, bake_, harden_
+from mvq.nn.layers import form_of
 from mvq.recipe import Recipe
 from mvq.tasks import load_data
 from mvq.tasks.imports import import_callable, is_import_spec
@@ -166,10 +167,13 @@ def finetune_phase(study: Study, method: Method, point: Point, model: nn.Module,
 
     n_steps = study.budget.steps(sparse=method.uses_masks)[1]
     forms = list(rival_forms(model))
+    follow = None if method.follow is None else method.follow(model, n_steps)
 
-    def after_step(step: int, _loss: float) -> None:
+    def after_step(step: int, loss: float) -> None:
         for form in forms:
             form.after_step(step, n_steps)
+        if follow is not None:
+            follow(step, loss)
 
     # Another order than in sparse training, so that methods without it see as much that is new.
     data = loader(study.train, "train", study.budget.batch_size, 2 * point.seed + 1)
@@ -178,6 +182,8 @@ def finetune_phase(study: Study, method: Method, point: Point, model: nn.Module,
     _keep_answers(options)
     for form in forms:
         form.harden_()
+    if any(isinstance(form, VQWeight) and form.latent is not None for form in map(form_of, model.modules())):
+        harden_(model)
     return n_steps
 
 

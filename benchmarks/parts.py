@@ -1,0 +1,54 @@
+"""What each thing that this library adds to the method contributes after training: methods of `accuracy/parts.toml`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from mvq.allocate import fit_codewords, layer_fisher
+from mvq.bench import OURS, Method, Options, Point, ours
+from mvq.nn import Reassign, cluster_, eligible_layers, soften_
+from mvq.recover import equalize_
+
+_PACKED = {"codewords": "packed"}
+
+
+def _sensitivity(model: nn.Module, point: Point) -> Mapping[str, Any]:
+    return layer_fisher(model, point.calibration, seed=point.seed)
+
+
+def equalized() -> Method:
+    """Packed codewords, layers at one RMS."""
+    return replace(
+        ours(Options(recipe=_PACKED, prepare=equalize_)), name="equalized", label="packed, layers of equal RMS"
+    )
+
+
+def sensitive() -> Method:
+    """Packed codewords, k-means weighed by each layer's Fisher information."""
+    return replace(
+        ours(Options(recipe=_PACKED, importance=_sensitivity)), name="sensitive", label="packed, layers weighed"
+    )
+
+
+def both() -> Method:
+    """The two together, at the pattern of the size."""
+    return replace(ours(OURS), name="both", label="packed, layers of equal RMS and weighed")
+
+
+def reassigned() -> Method:
+    """The two together, with assignments that follow training."""
+
+    def compress(model: nn.Module, point: Point) -> nn.Module:
+        recipe = fit_codewords(model, replace(point.recipe, **_PACKED), point.target_bits)
+        equalize_(model, recipe)
+        importance = _sensitivity(model, point)
+        targets = {name: module.weight.detach().clone() for name, module, _ in eligible_layers(model)}  # type: ignore[operator,union-attr]
+        return soften_(cluster_(model, recipe, importance=importance), targets)
+
+    return replace(
+        ours(OURS), name="reassigned", label="the same, assignments follow", compress=compress, follow=Reassign
+    )
