@@ -1,0 +1,1 @@
+"""The machine that runs compressed networks: one specification, four views of it."""
