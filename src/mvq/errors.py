@@ -31,6 +31,10 @@ class ModelError(MvqError):
     """A model does not fit the request: no eligible layer, wrong state, names or shapes that do not match."""
 
 
+class PsumOverflowError(MvqError):
+    """A sum does not fit the accumulator of an integer network."""
+
+
 class DataError(MvqError):
     """A data set cannot be found or read."""
 

@@ -65,10 +65,10 @@ class RecoverConfig:
     batch_size: int = 32
     block_layers: int = 3
     cache_bytes: int = 512 << 20
-    prune_steps: int = 100
-    prune_epochs: int = 4
+    prune_steps: int = 200
+    prune_epochs: int = 0
     block_steps: int = 100
-    distill_epochs: int = 6
+    distill_epochs: int = 2
     lr: float = 0.005
     distill_lr: float = 5e-4
     augment: bool = True
