@@ -1,0 +1,233 @@
+"""Cycles of a layer in closed form; `reference` steps through the same machine and must agree exactly.
+
+The array's blocks follow one another in the order of the loop nest. A block issues for as long as it has work, but no
+sooner than `depth` cycles after the one before, whose sums it may need; the weights of the next block arrive meanwhile
+or after, as the mapping says. Transfers of the next tile's input and the last tile's output run beside a tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+from mvq.accel.mapping import Extent, Mapping, Nest, input_rows, nest
+from mvq.accel.spec import AcceleratorSpec
+from mvq.accel.workload import Layer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cycles:
+    """Where the cycles of a layer go; they add up to its time.
+
+    Attributes:
+        compute: the array issues work.
+        bubble: it waits for its own pipeline, between blocks and at the end.
+        weights: it waits for weights.
+        memory: it waits for transfers between L1 and L2.
+        dram: it waits for DRAM.
+    """
+
+    compute: int = 0
+    bubble: int = 0
+    weights: int = 0
+    memory: int = 0
+    dram: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return sum(getattr(self, f.name) for f in fields(self))
+
+    def __add__(self, other: Cycles) -> Cycles:
+        return Cycles(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
+
+
+class Block(NamedTuple):
+    """Work between two loads of weights.
+
+    Attributes:
+        compute: cycles the array issues.
+        load: cycles its weights take to arrive.
+    """
+
+    compute: int
+    load: int
+
+
+class Span(NamedTuple):
+    """Cycles of the array alone, as in `Cycles`."""
+
+    compute: int
+    bubble: int
+    weights: int
+
+
+def pipeline_depth(spec: AcceleratorSpec) -> int:
+    """Cycles from an activation to the partial sum it changes.
+
+    One for each tile that activations pass on their way, the multiplier, the product's routing in a sparse tile, the
+    adder tree over the rows, and the accumulator.
+    """
+    return spec.cols // spec.d + 1 + (spec.tile == "sparse") + (spec.rows - 1).bit_length() + 1
+
+
+def load_cycles(spec: AcceleratorSpec, layer: Layer, *, rows: int, columns: int, entries: int) -> int:
+    """Cycles until the weights of a block are in the array.
+
+    The stored words come through the port of the weight loader; decoded, a row of the array is written in a cycle.
+
+    Args:
+        spec: machine.
+        layer: whose weights.
+        rows: input channels.
+        columns: output channels.
+        entries: kernel points times passes.
+    """
+    lanes = columns if not layer.compressed else -(-columns // spec.d) * spec.d
+    bits = -(-rows * lanes * entries * layer.word_bits(spec) // (spec.d * layer.passes(spec)))
+    writes = rows * -(-columns // spec.cols) * entries
+    return max(-(-bits // spec.weight_port_bits), writes)
+
+
+def transfer_cycles(spec: AcceleratorSpec, n_bytes: int) -> int:
+    """Cycles of a transfer between L2 and L1."""
+    return -(-8 * n_bytes // spec.dma_bits)
+
+
+def layer_cycles(spec: AcceleratorSpec, layer: Layer, mapping: Mapping) -> Cycles:
+    """Cycles of one layer, DRAM left out.
+
+    Raises:
+        ConfigError: if the mapping does not fit.
+    """
+    line = Timeline(spec, layer, mapping)
+    phases = list(line.phases())
+    codebook = -(-layer.codebook_bits(spec) // spec.weight_port_bits)
+    weights = codebook + line.block(0, 0, 0, 0, 0).load
+    memory = max(phases[0].load - weights, 0) + phases[-1].store
+    compute = bubble = 0
+    for i, phase in enumerate(phases):
+        beside = (phases[i + 1].load if i + 1 < len(phases) else 0) + (phases[i - 1].store if i else 0)
+        memory += max(beside - sum(phase.span), 0)
+        compute += phase.span.compute
+        bubble += phase.span.bubble
+        weights += phase.span.weights
+    return Cycles(compute=compute, bubble=bubble, weights=weights, memory=memory)
+
+
+class Phase(NamedTuple):
+    """What runs between two exchanges of L1's buffers.
+
+    Attributes:
+        span: of the array.
+        load: cycles of its input, before it.
+        store: cycles of its output, after it.
+    """
+
+    span: Span
+    load: int
+    store: int
+
+
+class Timeline:
+    """The blocks of a layer on a machine, counted by kinds.
+
+    Args:
+        spec: machine.
+        layer: work.
+        mapping: loop nest.
+
+    Raises:
+        ConfigError: if the mapping does not fit.
+    """
+
+    def __init__(self, spec: AcceleratorSpec, layer: Layer, mapping: Mapping) -> None:
+        self.spec, self.layer, self.mapping = spec, layer, mapping
+        self.nest: Nest = nest(spec, layer, mapping)
+        self.depth = pipeline_depth(spec)
+        self.width = layer.out_size[1]
+        self._blocks: dict[tuple[int, ...], Block] = {}
+        self._spans: dict[tuple[int, int, int, Block | None], Span] = {}
+
+    def block(self, tile: int, group: int, output: int, inputs: int, entry: int) -> Block:
+        """Of the loop indices."""
+        n = self.nest
+        columns, channels, entries = n.outputs.size(output), n.inputs.size(inputs), n.entries.size(entry)
+        key = (n.tiles.size(tile), n.groups.size(group), columns, channels, entries)
+        if key not in self._blocks:
+            spec = self.spec
+            sets = -(-columns // spec.cols) * -(-channels // spec.rows)
+            rows = channels * key[1]
+            load = load_cycles(spec, self.layer, rows=rows, columns=columns, entries=entries)
+            self._blocks[key] = Block(key[0] * self.width * entries * sets, load)
+        return self._blocks[key]
+
+    def span(self, tile: int, group: int, output: int, after: Block | None) -> Span:
+        """The array's cycles of one step over outputs, until `after`, the block behind it, may issue."""
+        n = self.nest
+        key = (n.tiles.size(tile), n.groups.size(group), n.outputs.size(output), after)
+        if key not in self._spans:
+            ends = n.entries.n - 1
+            parts: list[tuple[int, Block, Block | None]] = []
+            for i, count in _kinds(n.inputs):
+                for e, steps in _steps(n.entries):
+                    pair = self.block(tile, group, output, i, e), self.block(tile, group, output, i, e + 1)
+                    parts.append((count * steps, *pair))
+            for i, steps in _steps(n.inputs):
+                pair = self.block(tile, group, output, i, ends), self.block(tile, group, output, i + 1, 0)
+                parts.append((steps, *pair))
+            parts.append((1, self.block(tile, group, output, n.inputs.n - 1, ends), after))
+            compute = sum(count * here.compute for count, here, _ in parts)
+            bubble = sum(count * self._bubble(here, then) for count, here, then in parts)
+            weights = sum(count * self._wait(here, then) for count, here, then in parts)
+            self._spans[key] = Span(compute, bubble, weights)
+        return self._spans[key]
+
+    def phases(self) -> Iterator[Phase]:
+        """One a tile where its input is resident; otherwise one a tile, a group step and an output step."""
+        n, resident = self.nest, self.mapping.resident
+        order = [(t, g, k) for t in range(n.tiles.n) for g in range(n.groups.n) for k in range(n.outputs.n)]
+        compute = bubble = weights = 0
+        for i, place in enumerate(order):
+            then = order[i + 1] if i + 1 < len(order) else None
+            span = self.span(*place, None if then is None else self.block(*then, 0, 0))
+            compute, bubble, weights = compute + span.compute, bubble + span.bubble, weights + span.weights
+            if not resident or then is None or then[0] != place[0]:
+                yield Phase(Span(compute, bubble, weights), *self._transfers(*place))
+                compute = bubble = weights = 0
+
+    def _transfers(self, tile: int, group: int, output: int) -> tuple[int, int]:
+        """Cycles of the input of a phase and of its output."""
+        n, layer = self.nest, self.layer
+        rows = n.tiles.size(tile)
+        if self.mapping.resident:
+            taken, made = layer.c_in, layer.c_out
+        else:
+            taken = n.inputs.total * n.groups.size(group)
+            made = n.outputs.size(output) * n.groups.size(group)
+        positions = rows * self.width
+        added = -(-layer.residual_bytes * positions * made // layer.output_bytes)
+        load = input_rows(layer, tile * n.tiles.full, rows) * layer.in_size[1] * taken + added
+        return transfer_cycles(self.spec, load), transfer_cycles(self.spec, positions * made)
+
+    def _bubble(self, here: Block, then: Block | None) -> int:
+        """The last block drains."""
+        return self.depth if then is None else max(self.depth - here.compute, 0)
+
+    def _wait(self, here: Block, then: Block | None) -> int:
+        if then is None:
+            return 0
+        return max(then.load - max(here.compute, self.depth), 0) if self.mapping.overlapped else then.load
+
+
+def _kinds(extent: Extent) -> list[tuple[int, int]]:
+    """An index of each kind of part, and how many there are."""
+    return [(0, 1)] if extent.n == 1 else [(0, extent.n - 1), (extent.n - 1, 1)]
+
+
+def _steps(extent: Extent) -> list[tuple[int, int]]:
+    """An index of each kind of step to the next part, and how many there are."""
+    if extent.n <= 2:
+        return [(0, 1)] if extent.n == 2 else []
+    return [(0, extent.n - 2), (extent.n - 2, 1)]

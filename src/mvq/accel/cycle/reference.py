@@ -1,0 +1,178 @@
+"""The machine stepped through cycle by cycle: slow, obvious, and written apart from the closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from mvq.accel.cycle.model import Cycles, pipeline_depth
+from mvq.accel.mapping import Mapping, groups_at_once
+from mvq.accel.spec import AcceleratorSpec
+from mvq.accel.workload import Layer
+
+
+@dataclass
+class _Work:
+    """A block, as lists of what it touches."""
+
+    phase: tuple[int, ...]
+    cycles: int
+    load: int
+
+
+@dataclass
+class _Transfers:
+    """Bytes of a phase."""
+
+    load: int = 0
+    store: int = 0
+    blocks: list[_Work] = field(default_factory=list)
+
+
+def simulate(spec: AcceleratorSpec, layer: Layer, mapping: Mapping) -> Cycles:
+    """Cycles of a layer, DRAM left out.
+
+    Every cycle of the array, every weight and every transferred row is visited, so only small layers are feasible.
+    """
+    phases = _collect(spec, layer, mapping)
+    blocks = [block for phase in phases for block in phase.blocks]
+    ends = [sum(len(phase.blocks) for phase in phases[: i + 1]) for i in range(len(phases))]
+    return _Machine(spec, mapping, phases, blocks, ends).run(_codebook_cycles(spec, layer))
+
+
+class _Machine:
+    def __init__(
+        self, spec: AcceleratorSpec, mapping: Mapping, phases: list[_Transfers], blocks: list[_Work], ends: list[int]
+    ) -> None:
+        self.spec, self.mapping, self.phases, self.blocks, self.ends = spec, mapping, phases, blocks, ends
+        self.depth = pipeline_depth(spec)
+        self.counts = dict.fromkeys(("compute", "bubble", "weights", "memory"), 0)
+
+    def run(self, codebook: int) -> Cycles:
+        """Step through everything."""
+        loading = codebook + self.blocks[0].load
+        moving = self._moving(self.phases[0].load)
+        while loading or moving:
+            self.counts["weights" if loading else "memory"] += 1
+            loading, moving = max(loading - 1, 0), max(moving - 1, 0)
+        for number, phase in enumerate(self.phases):
+            self._phase(number, phase)
+        for _ in range(self._moving(self.phases[-1].store)):
+            self.counts["memory"] += 1
+        return Cycles(**self.counts)
+
+    def _phase(self, number: int, phase: _Transfers) -> None:
+        moving = 0
+        if number + 1 < len(self.phases):
+            moving += self._moving(self.phases[number + 1].load)
+        if number > 0:
+            moving += self._moving(self.phases[number - 1].store)
+        first = self.ends[number] - len(phase.blocks)
+        for index in range(first, self.ends[number]):
+            block = self.blocks[index]
+            then = self.blocks[index + 1] if index + 1 < len(self.blocks) else None
+            loading = then.load if then is not None and self.mapping.overlapped else 0
+            for _ in range(block.cycles):
+                self.counts["compute"] += 1
+                loading, moving = max(loading - 1, 0), max(moving - 1, 0)
+            waited = block.cycles if then is not None else 0
+            while waited < self.depth:
+                self.counts["bubble"] += 1
+                loading, moving, waited = max(loading - 1, 0), max(moving - 1, 0), waited + 1
+            if then is not None and not self.mapping.overlapped:
+                loading = then.load
+            while loading:
+                self.counts["weights"] += 1
+                loading, moving = loading - 1, max(moving - 1, 0)
+        while moving:
+            self.counts["memory"] += 1
+            moving -= 1
+
+    def _moving(self, n_bytes: int) -> int:
+        bits, cycles = 8 * n_bytes, 0
+        while bits > 0:
+            bits, cycles = bits - self.spec.dma_bits, cycles + 1
+        return cycles
+
+
+def _codebook_cycles(spec: AcceleratorSpec, layer: Layer) -> int:
+    bits, cycles = layer.codebook_bits(spec), 0
+    while bits > 0:
+        bits, cycles = bits - spec.weight_port_bits, cycles + 1
+    return cycles
+
+
+def _parts(items: range, size: int) -> Iterator[list[int]]:
+    values = list(items)
+    for start in range(0, len(values), size):
+        yield values[start : start + size]
+
+
+def _collect(spec: AcceleratorSpec, layer: Layer, mapping: Mapping) -> list[_Transfers]:
+    c_in, c_out = layer.c_in // layer.groups, layer.c_out // layer.groups
+    entries = [(p, q) for p in range(layer.n_points) for q in range(layer.passes(spec))]
+    phases: list[_Transfers] = []
+    for rows in _parts(range(layer.out_size[0]), mapping.tile_rows):
+        tile = _Transfers()
+        for groups in _parts(range(layer.groups), groups_at_once(spec, layer)):
+            for columns in _parts(range(c_out), spec.cols * mapping.a):
+                part = _Transfers() if not mapping.resident else tile
+                for channels in _parts(range(c_in), spec.rows * mapping.b):
+                    for some in _parts(range(len(entries)), mapping.d):
+                        cycles = _issues(spec, layer, rows, channels, columns, some)
+                        part.blocks.append(_Work((), cycles, _loads(spec, layer, groups, channels, columns, some)))
+                if not mapping.resident:
+                    _move(layer, part, rows, len(groups) * c_in, len(groups) * len(columns))
+                    phases.append(part)
+        if mapping.resident:
+            _move(layer, tile, rows, layer.c_in, layer.c_out)
+            phases.append(tile)
+    return phases
+
+
+def _issues(
+    spec: AcceleratorSpec, layer: Layer, rows: list[int], channels: list[int], columns: list[int], entries: list[int]
+) -> int:
+    """The inner loops, counted one by one."""
+    n = 0
+    for _ in rows:
+        for _ in range(layer.out_size[1]):
+            for _ in entries:
+                for _ in range(0, len(channels), spec.rows):
+                    for _ in range(0, len(columns), spec.cols):
+                        n += 1
+    return n
+
+
+def _loads(
+    spec: AcceleratorSpec, layer: Layer, groups: list[int], channels: list[int], columns: list[int], entries: list[int]
+) -> int:
+    """Cycles for the stored bits, or for the rows of the array that are written, whichever are more."""
+    lanes, bits, writes = 0, 0, 0
+    for _ in groups:
+        for _ in channels:
+            for _ in entries:
+                writes += sum(1 for _ in range(0, len(columns), spec.cols))
+                for start in range(0, len(columns), spec.d):
+                    lanes += spec.d if layer.compressed else len(columns[start : start + spec.d])
+    bits = lanes * layer.word_bits(spec)
+    share = spec.d * layer.passes(spec)
+    bits = bits // share + (bits % share > 0)
+    cycles = 0
+    while bits > 0:
+        bits, cycles = bits - spec.weight_port_bits, cycles + 1
+    return max(cycles, writes)
+
+
+def _move(layer: Layer, phase: _Transfers, rows: list[int], taken: int, made: int) -> None:
+    """Input rows that any output row of a phase looks at, and the output."""
+    seen = set()
+    for row in rows:
+        for k in range(layer.kernel[0]):
+            seen.add(row * layer.stride[0] - layer.padding[0] + k * layer.dilation[0])
+    low, high = max(min(seen), 0), min(max(seen), layer.in_size[0] - 1)
+    positions = len(rows) * layer.out_size[1]
+    added = layer.residual_bytes * positions * made
+    phase.load = max(high - low + 1, 0) * layer.in_size[1] * taken
+    phase.load += added // layer.output_bytes + (added % layer.output_bytes > 0)
+    phase.store = positions * made

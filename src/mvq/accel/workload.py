@@ -1,0 +1,139 @@
+"""What a machine is asked to do: the shapes of a network's layers, and how their weights are stored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mvq.accel.spec import AcceleratorSpec
+from mvq.errors import ConfigError
+from mvq.patterns import Pattern
+
+_DENSE = Pattern(1, 1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layer:
+    """A convolution; a fully connected layer is one of 1x1 on one position.
+
+    Attributes:
+        name: in tables.
+        c_in: input channels of all groups.
+        c_out: output channels of all groups.
+        groups: of channels.
+        kernel: height and width.
+        stride: down and right.
+        dilation: down and right.
+        padding: top, left, bottom, right.
+        in_size: height and width of the input.
+        compressed: whether weights are stored as the machine stores compressed ones; otherwise int8.
+        pattern: N:M of a compressed layer's masks; machines without masks run it dense.
+        index_bits: of a codeword index in this layer; None for those of the machine's codebook.
+        residual_bytes: of other tensors that are added to the output.
+
+    Raises:
+        ConfigError: listing every fault at once.
+    """
+
+    name: str
+    c_in: int
+    c_out: int
+    groups: int = 1
+    kernel: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    in_size: tuple[int, int] = (1, 1)
+    compressed: bool = False
+    pattern: Pattern = _DENSE
+    index_bits: int | None = None
+    residual_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        faults = []
+        numbers = {"c_in": (self.c_in,), "c_out": (self.c_out,), "groups": (self.groups,), "kernel": self.kernel}
+        numbers |= {"stride": self.stride, "dilation": self.dilation, "in_size": self.in_size}
+        for key, values in numbers.items():
+            if any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in values):
+                faults.append(f"{key}={getattr(self, key)!r} is not of whole numbers of at least 1")
+        if any(not isinstance(v, int) or v < 0 for v in self.padding):
+            faults.append(f"padding={self.padding!r} is not of whole numbers of at least 0")
+        if not faults:
+            if self.c_in % self.groups or self.c_out % self.groups:
+                faults.append(f"groups={self.groups} divides not both {self.c_in} and {self.c_out} channels")
+            if min(self.out_size) < 1:
+                faults.append(f"kernel {self.kernel} does not fit into the padded input {self.in_size}")
+            if not self.compressed and not self.pattern.is_dense:
+                faults.append(f"pattern={self.pattern} is for compressed layers")
+        if faults:
+            raise ConfigError("\n".join(f"layer {self.name!r}: {fault}" for fault in faults))
+
+    @property
+    def out_size(self) -> tuple[int, int]:
+        """Height and width of the output."""
+        top, left, bottom, right = self.padding
+        height, width = self.in_size[0] + top + bottom, self.in_size[1] + left + right
+        spans = [(k - 1) * d + 1 for k, d in zip(self.kernel, self.dilation, strict=True)]
+        return (height - spans[0]) // self.stride[0] + 1, (width - spans[1]) // self.stride[1] + 1
+
+    @property
+    def n_positions(self) -> int:
+        """Output positions."""
+        return self.out_size[0] * self.out_size[1]
+
+    @property
+    def n_points(self) -> int:
+        """Kernel points."""
+        return self.kernel[0] * self.kernel[1]
+
+    @property
+    def n_weights(self) -> int:
+        """Weights, pruned ones included."""
+        return self.c_out * self.c_in // self.groups * self.n_points
+
+    @property
+    def dense_macs(self) -> int:
+        """Multiply-accumulates with every weight."""
+        return self.n_weights * self.n_positions
+
+    @property
+    def input_bytes(self) -> int:
+        """Of the int8 input."""
+        return self.c_in * self.in_size[0] * self.in_size[1]
+
+    @property
+    def output_bytes(self) -> int:
+        """Of the int8 output."""
+        return self.c_out * self.n_positions
+
+    def density_on(self, spec: AcceleratorSpec) -> float:
+        """Share of the weights that the machine stores."""
+        return self.pattern.density if self.uses_masks(spec) else 1.0
+
+    def uses_masks(self, spec: AcceleratorSpec) -> bool:
+        """Whether the machine stores masks for this layer."""
+        return self.compressed and spec.has_masks and not self.pattern.is_dense
+
+    def executed_macs(self, spec: AcceleratorSpec) -> int:
+        """Multiplications that reach a multiplier: a dense tile multiplies pruned weights too."""
+        density = self.density_on(spec) if spec.tile == "sparse" else 1.0
+        return round(self.dense_macs * density)
+
+    def word_bits(self, spec: AcceleratorSpec) -> int:
+        """Stored bits of the d lanes of a subvector."""
+        if not self.compressed or spec.weights == "int8":
+            return spec.d * spec.weight_bits
+        masks = spec.d // self.pattern.group * self.pattern.mask_bits if self.uses_masks(spec) else 0
+        if spec.weights == "nm":
+            return round(spec.d * self.density_on(spec)) * spec.weight_bits + masks
+        return (spec.index_bits if self.index_bits is None else self.index_bits) + masks
+
+    def codebook_bits(self, spec: AcceleratorSpec) -> int:
+        """Of the codebook that is loaded before the layer."""
+        return spec.codebook_bits if self.compressed and spec.has_codebook else 0
+
+    def passes(self, spec: AcceleratorSpec) -> int:
+        """How often a position's weights go through the multipliers: the weights of d lanes over those for them."""
+        per_group = self.c_out // self.groups
+        lanes = min(spec.d, per_group) if self.groups > 1 else spec.d
+        kept = -(-lanes * self.pattern.keep // self.pattern.group) if self.uses_masks(spec) else lanes
+        return -(-kept // spec.multipliers_per_tile_row) if spec.tile == "sparse" else 1
