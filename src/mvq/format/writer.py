@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,16 +37,7 @@ def write(model: CompressedModel, path: str | os.PathLike[str]) -> int:
         FileError: if it cannot be written; nothing has changed then.
         MvqError: as `to_bytes`.
     """
-    parts = _parts(model)
-    target = Path(os.path.realpath(path))
-    try:
-        _replace(target, parts)
-    except OSError as error:
-        raise FileError(
-            f"cannot write {os.fspath(path)!r}: {error.strerror or error}; nothing was changed, choose a directory "
-            f"that exists, is writable and has {sum(map(len, parts))} bytes free"
-        ) from error
-    return sum(map(len, parts))
+    return replace_file(path, _parts(model))
 
 
 def to_bytes(model: CompressedModel) -> bytes:
@@ -152,6 +143,22 @@ def _pack(layer: VQLayer, ids: NDArray[np.integer], limit: int) -> NDArray[np.ui
     if ids.size and int(ids.max()) >= limit:
         raise StreamError(f"layer {layer.name!r}: index {int(ids.max())} is not in 0..{limit - 1}")
     return pack(ids, (limit - 1).bit_length())
+
+
+def replace_file(path: str | os.PathLike[str], parts: Sequence[bytes]) -> int:
+    """Put a file in place at once and complete, or leave what was there; gives its length.
+
+    Raises:
+        FileError: if it cannot be written.
+    """
+    try:
+        _replace(Path(os.path.realpath(path)), parts)
+    except OSError as error:
+        raise FileError(
+            f"cannot write {os.fspath(path)!r}: {error.strerror or error}; nothing was changed, choose a directory "
+            f"that exists, is writable and has {sum(map(len, parts))} bytes free"
+        ) from error
+    return sum(map(len, parts))
 
 
 def _replace(target: Path, parts: Iterable[bytes]) -> None:
