@@ -19,7 +19,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from mvq import baselines, cluster, codebook, compressed, flops, format, nn, prune, sizes, tasks, train
-    from mvq.api import compress, load, load_into, save
+    from mvq.api import compress, integer_network, load, load_into, save
     from mvq.errors import MvqError
     from mvq.nn import bake_, cluster_, prune_
     from mvq.patterns import Pattern
@@ -35,6 +35,7 @@ _HOMES = {
     "cluster_": "mvq.nn",
     "compress": "mvq.api",
     "finetune": "mvq.train",
+    "integer_network": "mvq.api",
     "load": "mvq.api",
     "load_into": "mvq.api",
     "prune_": "mvq.nn",
@@ -70,6 +71,7 @@ __all__ = [
     "finetune",
     "flops",
     "format",
+    "integer_network",
     "load",
     "load_into",
     "nn",

@@ -1,4 +1,4 @@
-"""The short way: compress a model, save it, load it."""
+"""The short way: compress a model, save it, load it, turn it into integers."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from mvq.errors import ModelError
-from mvq.nn import as_recipe, cluster_, extract, install_, prune_
+from mvq.nn import Int8Weight, VQWeight, as_recipe, cluster_, eligible_layers, extract, install_, prune_, unwrap
+from mvq.nn.layers import form_of
 from mvq.nn.state import install_dense
 from mvq.recipe import Recipe
 
 if TYPE_CHECKING:
+    from mvq.accel.network import IntegerNetwork
+    from mvq.accel.network.calibration import Method
     from mvq.format import MvqFile
 
 Builder = Callable[[], nn.Module]
@@ -125,6 +128,40 @@ def load(path: str | Path, *, dense: bool = False, trust: bool = False) -> nn.Mo
         if not isinstance(spec, str):
             raise ModelError(f"file {str(path)!r} names no model in its provenance; build the model and use load_into")
         return _install_file(_build(spec, trust), file, dense).eval()
+
+
+def integer_network(
+    model: nn.Module,
+    calibration: Iterable[Any],
+    *,
+    method: Method = "mse",
+    psum_bits: int = 32,
+    provenance: Mapping[str, Any] | None = None,
+) -> IntegerNetwork:
+    """Turn a model into integers: int8 activations, the codes of its compressed weights, int32 sums.
+
+    Args:
+        model: compressed or plain; not changed. Weights that are not compressed become int8.
+        calibration: see `mvq.accel.network.from_torch`, as all that follows.
+        method: how ranges of activations are found.
+        psum_bits: width of the accumulator.
+        provenance: JSON-serialisable facts to go along.
+
+    Raises:
+        MvqError: as `mvq.accel.network.from_torch`.
+    """
+    from mvq.accel.network import from_torch
+
+    root = unwrap(model)
+    is_compressed = any(isinstance(form_of(m), VQWeight | Int8Weight) for _, m, _ in eligible_layers(root))
+    return from_torch(
+        root,
+        calibration,
+        compressed=extract(root) if is_compressed else None,
+        method=method,
+        psum_bits=psum_bits,
+        provenance=provenance,
+    )
 
 
 def _install_file(model: nn.Module, file: MvqFile, dense: bool) -> nn.Module:

@@ -266,6 +266,60 @@ def inspect(
     inspecting.run(file, as_json=as_json)
 
 
+_EXPORT_EXAMPLES = """[bold]Examples[/bold]
+
+mvq export r18.mvq -d imagenet/ --onnx r18.onnx
+
+mvq export mvq-demo/mvq-4of16.mvq -d mvq.demo:digits --onnx digits.onnx -o digits-int8.mvq
+
+mvq export --model resnet18 -w resnet18.pth -d imagenet/ --limit 512 --onnx r18-int8.onnx"""
+
+
+@app.command("export", epilog=_EXPORT_EXAMPLES)
+@grouped
+def export(
+    file: Annotated[
+        Path | None, typer.Argument(help="A .mvq file; without it, --model is exported in int8.", metavar="[FILE]")
+    ] = None,
+    onnx: Annotated[
+        Path | None, typer.Option("--onnx", help="Write the integer network as QDQ ONNX.", metavar="FILE")
+    ] = None,
+    output: OutputOption = None,
+    network: ModelOptions = _MODEL,
+    data: DataOptions = _DATA,
+    split: Annotated[str, typer.Option(help="Images that calibrate the activations: train or val.")] = "train",
+    calibration: Annotated[
+        str, typer.Option("--calibration", help="Range of an activation: mse, max or percentile.")
+    ] = "mse",
+    psum_bits: Annotated[int, typer.Option("--psum-bits", help="Width of the accumulator.", min=8, max=32)] = 32,
+    as_json: JsonOption = False,
+) -> None:
+    """Turn a network into int8 activations and weights, and write it as ONNX (--onnx) or as mvq's own file (-o).
+
+    Calibrates on 256 images unless --limit says otherwise.
+    """
+    from mvq.cli import exporting
+
+    if onnx is None and output is None:
+        raise typer.BadParameter("say where to write, with --onnx FILE.onnx or -o FILE.mvq", param_hint="'--onnx'")
+    _need_data(data, "say what to calibrate on, with -d DATA")
+    if file is None and network.spec is None:
+        raise typer.BadParameter("give a .mvq file, or a model with --model", param_hint="'FILE'")
+    if file is not None:
+        _no_weights(network)
+    exporting.run(
+        file,
+        network,
+        data=data,
+        split=split,
+        onnx=onnx,
+        output=output,
+        method=calibration,
+        psum_bits=psum_bits,
+        as_json=as_json,
+    )
+
+
 @app.command("recipes", epilog="[bold]Example[/bold]\n\nmvq recipes mvq-22x > my.toml")
 def recipes(
     name: Annotated[str | None, typer.Argument(help="Print this preset as TOML.", metavar="[NAME]")] = None,

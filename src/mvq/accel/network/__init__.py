@@ -8,7 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mvq.accel.network.arithmetic import Requantization, conv2d_int, fixed_point, linear_int, max_pool, pool_sums
+from mvq.accel.network.execute import compute
+from mvq.accel.network.export import to_onnx, write_onnx
 from mvq.accel.network.graph import NODES, IntegerNetwork, Node, TensorSpec
+from mvq.accel.network.storage import load, save
 
 if TYPE_CHECKING:
     from mvq.accel.network.lowering import from_torch
@@ -19,12 +22,17 @@ __all__ = [
     "Node",
     "Requantization",
     "TensorSpec",
+    "compute",
     "conv2d_int",
     "fixed_point",
     "from_torch",
     "linear_int",
+    "load",
     "max_pool",
     "pool_sums",
+    "save",
+    "to_onnx",
+    "write_onnx",
 ]
 
 

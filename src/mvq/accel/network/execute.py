@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -187,6 +188,8 @@ def _slice(node: Slice, inputs: list[Array], network: IntegerNetwork) -> Array:
 
 @compute.register
 def _reshape(node: Reshape, inputs: list[Array], network: IntegerNetwork) -> Array:
+    if math.prod(inputs[0].shape[1:]) != math.prod(node.shape):
+        raise ShapeError(f"{inputs[0].shape[1:]} does not hold as many values as {node.shape}")
     return inputs[0].reshape(len(inputs[0]), *node.shape)
 
 
