@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mvq.accel.cycle import layer_cycles
-from mvq.accel.cycle.reference import simulate
-from mvq.accel.mapping import Mapping, candidates, check
+from mvq.accel.cycle import layer_actions, layer_cycles
+from mvq.accel.cycle.actions import stored_bytes
+from mvq.accel.cycle.reference import count, simulate
+from mvq.accel.mapping import Mapping, candidates, check, most_fold
 from mvq.accel.spec import PRESETS, preset
 from mvq.accel.workload import Layer
 from mvq.errors import ConfigError
@@ -64,7 +65,9 @@ def mapped(draw):
     layer = draw(layers(spec))
     found = list(candidates(spec, layer))
     rows = draw(st.integers(1, layer.out_size[0]))
-    found += [m for base in found if not check(spec, layer, m := dataclasses.replace(base, tile_rows=rows))]
+    fold = draw(st.integers(1, most_fold(spec, layer)))
+    changed = [dataclasses.replace(base, tile_rows=rows, fold=fold, d=1) for base in found]
+    found += [mapping for mapping in changed if not check(spec, layer, mapping)]
     return spec, layer, draw(st.sampled_from(found))
 
 
@@ -72,6 +75,21 @@ def mapped(draw):
 @given(mapped())
 def test_closed_form_equals_the_stepped_machine(case):
     assert layer_cycles(*case) == simulate(*case)
+
+
+@settings(max_examples=150, deadline=None)
+@given(mapped())
+def test_actions_are_those_counted_one_by_one(case):
+    spec, layer, _ = case
+    found, wanted = layer_actions(*case), count(*case)
+    extra = layer.output_bytes + layer.residual_bytes
+    assert {name: getattr(found, name) for name in ("arf_reads", "arf_writes", "prf_accesses")} == {
+        name: wanted[name] for name in ("arf_reads", "arf_writes", "prf_accesses")
+    }
+    assert found.l1_read_bytes == wanted["arf_writes"] + wanted["partial_bytes"] + extra
+    assert found.l1_write_bytes == wanted["input_bytes"] + wanted["partial_bytes"] + extra
+    assert found.l2_read_bytes >= wanted["input_bytes"] + stored_bytes(spec, layer)
+    assert found.macs <= found.dense_macs
 
 
 @settings(max_examples=100, deadline=None)

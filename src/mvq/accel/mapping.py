@@ -7,13 +7,14 @@ case A = B = D = 1:
         load A B D weights into every processing element
         for position in tile, for D, for B, for A: one cycle of the array
 
-Entries are kernel points, each as often as the weights of d lanes exceed the multipliers for them.
+Entries are kernel points, each as often as the weights of d lanes exceed the multipliers for them. Where a layer has
+few input channels, `fold` kernel points lie side by side on the rows and count as one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mvq.accel.spec import AcceleratorSpec
 from mvq.accel.workload import Layer
@@ -30,6 +31,7 @@ class Mapping:
         a: sets of output channels that share an activation.
         b: sets of input channels that share a partial sum.
         d: kernel points (times passes) whose weights are in the array together.
+        fold: kernel points on the rows at a time.
         tile_rows: output rows of a tile.
         resident: whether a tile's input stays in L1 for all output channels; otherwise it is read again for each
             L A of them.
@@ -39,6 +41,7 @@ class Mapping:
     a: int = 1
     b: int = 1
     d: int = 1
+    fold: int = 1
     tile_rows: int = 1
     resident: bool = True
     overlapped: bool = False
@@ -83,7 +86,7 @@ class Nest:
         groups: steps over groups, in groups.
         outputs: steps over the output channels of a group, in channels.
         inputs: steps over its input channels, in channels.
-        entries: steps over kernel points and passes.
+        entries: steps over folded kernel points and passes.
         tiles: steps over output rows.
     """
 
@@ -110,15 +113,27 @@ def nest(spec: AcceleratorSpec, layer: Layer, mapping: Mapping) -> Nest:
         groups=Extent.of(layer.groups, at_once),
         outputs=Extent.of(c_out, spec.cols * mapping.a),
         inputs=Extent.of(c_in, spec.rows * mapping.b),
-        entries=Extent.of(layer.n_points * layer.passes(spec), mapping.d),
+        entries=Extent.of(folds(layer, mapping.fold) * layer.passes(spec), mapping.d),
         tiles=Extent.of(layer.out_size[0], mapping.tile_rows),
     )
 
 
-def points_together(spec: AcceleratorSpec, layer: Layer, d: int) -> int:
-    """Most kernel points that `d` entries in a row belong to."""
+def folds(layer: Layer, fold: int) -> int:
+    """Steps over the kernel points with `fold` of them on the rows."""
+    return -(-layer.n_points // fold)
+
+
+def points_of(layer: Layer, fold: int, step: int) -> range:
+    """Kernel points on the rows in a step."""
+    return range(step * fold, min((step + 1) * fold, layer.n_points))
+
+
+def steps_together(spec: AcceleratorSpec, layer: Layer, mapping: Mapping) -> int:
+    """Most folded kernel points that `d` entries in a row belong to."""
     passes = layer.passes(spec)
-    return min(layer.n_points, (d + passes - 2) // passes + 1) if passes > 1 else d
+    if passes == 1:
+        return mapping.d
+    return min(folds(layer, mapping.fold), (mapping.d + passes - 2) // passes + 1)
 
 
 def groups_at_once(spec: AcceleratorSpec, layer: Layer) -> int:
@@ -157,13 +172,13 @@ def l1_bytes(spec: AcceleratorSpec, layer: Layer, mapping: Mapping) -> int:
 def check(spec: AcceleratorSpec, layer: Layer, mapping: Mapping) -> list[str]:
     """Why a mapping does not fit; empty if it does."""
     faults = []
-    sizes = {"a": mapping.a, "b": mapping.b, "d": mapping.d, "tile_rows": mapping.tile_rows}
+    sizes = {key: getattr(mapping, key) for key in ("a", "b", "d", "fold", "tile_rows")}
     for key, value in sizes.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             faults.append(f"{key}={value!r} is not a whole number of at least 1")
     if faults:
         return faults
-    if layer.compressed and spec.d % layer.pattern.group:
+    if layer.uses_masks(spec) and spec.d % layer.pattern.group:
         faults.append(f"pattern {layer.pattern} does not fit subvectors of d={spec.d}")
     entries = mapping.a * mapping.b * mapping.d
     room = spec.wrf_entries // 2 if mapping.overlapped else spec.wrf_entries
@@ -171,10 +186,14 @@ def check(spec: AcceleratorSpec, layer: Layer, mapping: Mapping) -> list[str]:
         faults.append(f"a*b*d={entries} weights exceed {room} of wrf_entries={spec.wrf_entries}")
     if mapping.a > spec.prf_entries:
         faults.append(f"a={mapping.a} exceeds prf_entries={spec.prf_entries}")
-    if (held := mapping.b * points_together(spec, layer, mapping.d)) > spec.arf_entries:
+    if (held := mapping.b * steps_together(spec, layer, mapping)) > spec.arf_entries:
         faults.append(f"{held} activations of b={mapping.b}, d={mapping.d} exceed arf_entries={spec.arf_entries}")
-    if mapping.d > layer.n_points * layer.passes(spec):
-        faults.append(f"d={mapping.d} exceeds {layer.n_points} kernel points in {layer.passes(spec)} passes")
+    if mapping.d > folds(layer, mapping.fold) * layer.passes(spec):
+        faults.append(
+            f"d={mapping.d} exceeds {folds(layer, mapping.fold)} kernel points in {layer.passes(spec)} passes"
+        )
+    if mapping.fold > most_fold(spec, layer):
+        faults.append(f"fold={mapping.fold} exceeds {most_fold(spec, layer)}, as {spec.rows} rows have room for")
     if mapping.tile_rows > layer.out_size[0]:
         faults.append(f"tile_rows={mapping.tile_rows} exceeds the {layer.out_size[0]} output rows")
     if (need := l1_bytes(spec, layer, mapping)) > spec.l1_bytes:
@@ -182,27 +201,42 @@ def check(spec: AcceleratorSpec, layer: Layer, mapping: Mapping) -> list[str]:
     return faults
 
 
+def most_fold(spec: AcceleratorSpec, layer: Layer) -> int:
+    """Kernel points for which there are rows."""
+    return max(1, min(spec.rows // (layer.c_in // layer.groups * groups_at_once(spec, layer)), layer.n_points))
+
+
 def candidates(spec: AcceleratorSpec, layer: Layer) -> Iterator[Mapping]:
     """Mappings that fit and may be best."""
     c_in, c_out = layer.c_in // layer.groups, layer.c_out // layer.groups
     most_a = min(spec.prf_entries, -(-c_out // spec.cols))
     most_b = -(-c_in // spec.rows)
+    fold = _even_fold(layer, most_fold(spec, layer))
     for overlapped in (True, False):
         room = spec.wrf_entries // 2 if overlapped else spec.wrf_entries
-        for d in _entries(spec, layer, room):
-            held = points_together(spec, layer, d)
-            for b in _upto(min(most_b, room // d, spec.arf_entries // held)):
+        for d in _entries(spec, layer, fold, room):
+            start = Mapping(d=d, fold=fold, overlapped=overlapped)
+            for b in _upto(min(most_b, room // d, spec.arf_entries // steps_together(spec, layer, start))):
                 for a in _upto(min(most_a, room // (d * b))):
                     for resident in (True, False):
-                        yield from _tiled(spec, layer, a, b, d, resident, overlapped)
+                        yield from _tiled(spec, layer, replace(start, a=a, b=b, resident=resident))
 
 
-def _entries(spec: AcceleratorSpec, layer: Layer, most: int) -> list[int]:
+def _even_fold(layer: Layer, most: int) -> int:
+    """Few steps, and of them whole kernel rows where that takes no more."""
+    fewest = folds(layer, most)
+    return next(
+        (n for n in range(layer.kernel[1], most + 1, layer.kernel[1]) if folds(layer, n) == fewest),
+        -(-layer.n_points // fewest),
+    )
+
+
+def _entries(spec: AcceleratorSpec, layer: Layer, fold: int, most: int) -> list[int]:
     """Numbers of entries: one, whole points, whole kernel rows, all, and what just fits."""
-    height, width = layer.kernel
     passes = layer.passes(spec)
-    total = layer.n_points * passes
-    wanted = {1, passes, *(n * width * passes for n in range(1, height + 1)), min(most, total)}
+    total = folds(layer, fold) * passes
+    row = max(layer.kernel[1] // fold, 1) * passes
+    wanted = {1, passes, *range(row, total + 1, row), min(most, total)}
     return sorted(n for n in wanted if 1 <= n <= most)
 
 
@@ -211,26 +245,20 @@ def _upto(most: int) -> list[int]:
     return sorted({most, *(1 << i for i in range(most.bit_length()))} - {0}) if most >= 1 else []
 
 
-def _tiled(
-    spec: AcceleratorSpec, layer: Layer, a: int, b: int, d: int, resident: bool, overlapped: bool
-) -> Iterator[Mapping]:
+def _tiled(spec: AcceleratorSpec, layer: Layer, start: Mapping) -> Iterator[Mapping]:
     """With tiles as large as L1 allows, as weights are then loaded least often, and halves of them.
 
     Smaller tiles hide more of the first transfer behind the array's work.
     """
-    height = layer.out_size[0]
-
-    def made(rows: int) -> Mapping:
-        return Mapping(a=a, b=b, d=d, tile_rows=rows, resident=resident, overlapped=overlapped)
-
-    low, high = 0, height
+    low, high = 0, layer.out_size[0]
     while low < high:
         middle = (low + high + 1) // 2
-        if l1_bytes(spec, layer, made(middle)) <= spec.l1_bytes:
+        if l1_bytes(spec, layer, replace(start, tile_rows=middle)) <= spec.l1_bytes:
             low = middle
         else:
             high = middle - 1
     if low:
+        height = layer.out_size[0]
         fewest = -(-height // low)
         for rows in {-(-height // n) for n in (fewest, 2 * fewest, 4 * fewest) if n <= height}:
-            yield made(rows)
+            yield replace(start, tile_rows=rows)

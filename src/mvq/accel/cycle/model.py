@@ -72,7 +72,7 @@ def pipeline_depth(spec: AcceleratorSpec) -> int:
     return spec.cols // spec.d + 1 + (spec.tile == "sparse") + (spec.rows - 1).bit_length() + 1
 
 
-def load_cycles(spec: AcceleratorSpec, layer: Layer, *, rows: int, columns: int, entries: int) -> int:
+def load_cycles(spec: AcceleratorSpec, layer: Layer, *, rows: int, columns: int) -> int:
     """Cycles until the weights of a block are in the array.
 
     The stored words come through the port of the weight loader; decoded, a row of the array is written in a cycle.
@@ -80,13 +80,12 @@ def load_cycles(spec: AcceleratorSpec, layer: Layer, *, rows: int, columns: int,
     Args:
         spec: machine.
         layer: whose weights.
-        rows: input channels.
+        rows: input channels times kernel points times passes.
         columns: output channels.
-        entries: kernel points times passes.
     """
     lanes = columns if not layer.compressed else -(-columns // spec.d) * spec.d
-    bits = -(-rows * lanes * entries * layer.word_bits(spec) // (spec.d * layer.passes(spec)))
-    writes = rows * -(-columns // spec.cols) * entries
+    bits = -(-rows * lanes * layer.word_bits(spec) // (spec.d * layer.passes(spec)))
+    writes = rows * -(-columns // spec.cols)
     return max(-(-bits // spec.weight_port_bits), writes)
 
 
@@ -158,8 +157,9 @@ class Timeline:
         if key not in self._blocks:
             spec = self.spec
             sets = -(-columns // spec.cols) * -(-channels // spec.rows)
-            rows = channels * key[1]
-            load = load_cycles(spec, self.layer, rows=rows, columns=columns, entries=entries)
+            # Rows that the last kernel points leave over hold zeros, which are loaded like weights.
+            rows = channels * key[1] * entries * self.mapping.fold
+            load = load_cycles(spec, self.layer, rows=rows, columns=columns)
             self._blocks[key] = Block(key[0] * self.width * entries * sets, load)
         return self._blocks[key]
 

@@ -15,7 +15,6 @@ from mvq.accel.workload import Layer
 class _Work:
     """A block, as lists of what it touches."""
 
-    phase: tuple[int, ...]
     cycles: int
     load: int
 
@@ -110,7 +109,7 @@ def _parts(items: range, size: int) -> Iterator[list[int]]:
 
 def _collect(spec: AcceleratorSpec, layer: Layer, mapping: Mapping) -> list[_Transfers]:
     c_in, c_out = layer.c_in // layer.groups, layer.c_out // layer.groups
-    entries = [(p, q) for p in range(layer.n_points) for q in range(layer.passes(spec))]
+    entries = _entries(spec, layer, mapping)
     phases: list[_Transfers] = []
     for rows in _parts(range(layer.out_size[0]), mapping.tile_rows):
         tile = _Transfers()
@@ -120,7 +119,9 @@ def _collect(spec: AcceleratorSpec, layer: Layer, mapping: Mapping) -> list[_Tra
                 for channels in _parts(range(c_in), spec.rows * mapping.b):
                     for some in _parts(range(len(entries)), mapping.d):
                         cycles = _issues(spec, layer, rows, channels, columns, some)
-                        part.blocks.append(_Work((), cycles, _loads(spec, layer, groups, channels, columns, some)))
+                        part.blocks.append(
+                            _Work((), cycles, _loads(spec, layer, mapping, groups, channels, columns, some))
+                        )
                 if not mapping.resident:
                     _move(layer, part, rows, len(groups) * c_in, len(groups) * len(columns))
                     phases.append(part)
@@ -128,6 +129,12 @@ def _collect(spec: AcceleratorSpec, layer: Layer, mapping: Mapping) -> list[_Tra
             _move(layer, tile, rows, layer.c_in, layer.c_out)
             phases.append(tile)
     return phases
+
+
+def _entries(spec: AcceleratorSpec, layer: Layer, mapping: Mapping) -> list[list[int]]:
+    """Kernel points on the rows, step by step, each as often as there are passes."""
+    steps = list(_parts(range(layer.n_points), mapping.fold))
+    return [points for points in steps for _ in range(layer.passes(spec))]
 
 
 def _issues(
@@ -145,13 +152,19 @@ def _issues(
 
 
 def _loads(
-    spec: AcceleratorSpec, layer: Layer, groups: list[int], channels: list[int], columns: list[int], entries: list[int]
+    spec: AcceleratorSpec,
+    layer: Layer,
+    mapping: Mapping,
+    groups: list[int],
+    channels: list[int],
+    columns: list[int],
+    entries: list[int],
 ) -> int:
     """Cycles for the stored bits, or for the rows of the array that are written, whichever are more."""
     lanes, bits, writes = 0, 0, 0
     for _ in groups:
         for _ in channels:
-            for _ in entries:
+            for _ in range(len(entries) * mapping.fold):
                 writes += sum(1 for _ in range(0, len(columns), spec.cols))
                 for start in range(0, len(columns), spec.d):
                     lanes += spec.d if layer.compressed else len(columns[start : start + spec.d])
@@ -176,3 +189,62 @@ def _move(layer: Layer, phase: _Transfers, rows: list[int], taken: int, made: in
     phase.load = max(high - low + 1, 0) * layer.in_size[1] * taken
     phase.load += added // layer.output_bytes + (added % layer.output_bytes > 0)
     phase.store = positions * made
+
+
+def count(spec: AcceleratorSpec, layer: Layer, mapping: Mapping) -> dict[str, int]:
+    """Those of the actions that depend on the loop nest, counted one by one."""
+    c_in, c_out = layer.c_in // layer.groups, layer.c_out // layer.groups
+    entries = _entries(spec, layer, mapping)
+    names = ("arf_reads", "arf_writes", "prf_accesses", "partial_bytes", "input_bytes")
+    found: dict[str, int] = dict.fromkeys(names, 0)
+    for rows in _parts(range(layer.out_size[0]), mapping.tile_rows):
+        if mapping.resident:
+            found["input_bytes"] += _input(layer, rows) * layer.c_in
+        for groups in _parts(range(layer.groups), groups_at_once(spec, layer)):
+            for columns in _parts(range(c_out), spec.cols * mapping.a):
+                if not mapping.resident:
+                    found["input_bytes"] += _input(layer, rows) * c_in * len(groups)
+                seen = 0
+                for channels in _parts(range(c_in), spec.rows * mapping.b):
+                    for some in _parts(range(len(entries)), mapping.d):
+                        steps = sorted({tuple(entries[i]) for i in some})
+                        for row in rows:
+                            fetched = _fetched(spec, layer, mapping, row, steps)
+                            found["arf_writes"] += fetched * len(channels) * len(groups)
+                        work = len(rows) * layer.out_size[1] * len(groups)
+                        for _ in _parts(range(len(columns)), spec.cols):
+                            found["arf_reads"] += work * len(channels) * sum(len(entries[i]) for i in some)
+                        for _ in _parts(range(len(channels)), spec.rows):
+                            found["prf_accesses"] += work * len(columns) * len(some)
+                        if seen:
+                            found["partial_bytes"] += 4 * len(rows) * layer.out_size[1] * len(columns) * len(groups)
+                        seen += 1
+    return found
+
+
+def _input(layer: Layer, rows: list[int]) -> int:
+    moved = _Transfers()
+    _move(layer, moved, rows, 1, 0)
+    return moved.load
+
+
+def _fetched(spec: AcceleratorSpec, layer: Layer, mapping: Mapping, row: int, steps: list[tuple[int, ...]]) -> int:
+    """Inputs that the rows of the array fetch for one output row of one channel: the rows share nothing."""
+    n = 0
+    for lane in range(mapping.fold):
+        points = [step[lane] for step in steps if lane < len(step)]
+        held, needed = 0, []
+        for y in range(layer.kernel[0]):
+            xs = [p % layer.kernel[1] for p in points if p // layer.kernel[1] == y]
+            if not xs:
+                continue
+            offsets = [x * layer.dilation[1] for x in xs]
+            held += len(range(min(offsets), max(offsets) + 1))
+            source = row * layer.stride[0] + y * layer.dilation[0] - layer.padding[0]
+            for column in range(layer.out_size[1]):
+                for offset in offsets:
+                    place = column * layer.stride[1] + offset - layer.padding[1]
+                    if 0 <= source < layer.in_size[0] and 0 <= place < layer.in_size[1]:
+                        needed.append((source, place))
+        n += len(set(needed)) if mapping.b * held <= spec.arf_entries else len(needed)
+    return n

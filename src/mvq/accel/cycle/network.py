@@ -1,0 +1,154 @@
+"""A whole network on a machine: a mapping for every layer, and what DRAM has to carry."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from mvq.accel.cycle.actions import Actions, layer_actions, stored_bytes
+from mvq.accel.cycle.model import Cycles, layer_cycles
+from mvq.accel.mapping import Mapping, candidates
+from mvq.accel.spec import AcceleratorSpec
+from mvq.accel.workload import Layer
+from mvq.errors import ConfigError
+
+Price = Callable[[Cycles, Actions], float]
+#: Of an access, in multiply-accumulates (MVQ, table of access energies): what a mapper without a cost table goes by.
+_L2_BYTE, _L1_BYTE, _PRF, _ARF, _WRF = 15.0, 6.0, 0.22, 0.11, 0.02
+#: A cycle weighs more than anything that may be saved by taking it.
+_CYCLE_FIRST = 1e12
+
+
+def fastest(cycles: Cycles, actions: Actions) -> float:
+    """Fewest cycles; among equal ones least access cost."""
+    moved = _L2_BYTE * (actions.l2_read_bytes + actions.l2_write_bytes)
+    moved += _L1_BYTE * (actions.l1_read_bytes + actions.l1_write_bytes)
+    moved += _PRF * actions.prf_accesses + _ARF * (actions.arf_reads + actions.arf_writes)
+    moved += _WRF * (actions.wrf_reads + actions.wrf_writes)
+    return cycles.total * _CYCLE_FIRST + moved
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRun:
+    """A layer on a machine.
+
+    Attributes:
+        layer: what was run.
+        mapping: how.
+        cycles: its time, DRAM included.
+        actions: its counts, DRAM included.
+    """
+
+    layer: Layer
+    mapping: Mapping
+    cycles: Cycles
+    actions: Actions
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkRun:
+    """A network on a machine.
+
+    Attributes:
+        spec: the machine.
+        layers: in order.
+        weights_resident: whether L2 holds all weights from one image to the next.
+    """
+
+    spec: AcceleratorSpec
+    layers: tuple[LayerRun, ...]
+    weights_resident: bool
+
+    @property
+    def cycles(self) -> Cycles:
+        """Of all layers, which run one after the other."""
+        return sum((run.cycles for run in self.layers), Cycles())
+
+    @property
+    def actions(self) -> Actions:
+        """Of all layers."""
+        return sum((run.actions for run in self.layers), Actions())
+
+    @property
+    def seconds(self) -> float:
+        """Of one image."""
+        return self.cycles.total / (self.spec.clock_mhz * 1e6)
+
+
+def best_mapping(spec: AcceleratorSpec, layer: Layer, price: Price = fastest) -> tuple[Mapping, Cycles, Actions]:
+    """The mapping of least price.
+
+    Raises:
+        ConfigError: if none fits.
+    """
+    best: tuple[float, Mapping, Cycles, Actions] | None = None
+    for mapping in candidates(spec, layer):
+        cycles, actions = layer_cycles(spec, layer, mapping), layer_actions(spec, layer, mapping)
+        value = price(cycles, actions)
+        if best is None or value < best[0]:
+            best = (value, mapping, cycles, actions)
+    if best is None:
+        raise ConfigError(
+            f"layer {layer.name!r} does not fit on {spec.name!r}: one output row and its inputs exceed "
+            f"l1_bytes={spec.l1_bytes}; give it more L1"
+        )
+    return best[1:]
+
+
+def run_network(spec: AcceleratorSpec, layers: Iterable[Layer], *, price: Price = fastest) -> NetworkRun:
+    """Map and time every layer of a network, for one image of many.
+
+    DRAM carries the first input and the last output; weights, unless all of them fit into L2 beside the largest feature
+    maps; and the feature maps of layers whose input and output do not fit beside the weights held. It works while the
+    array does, on the next layer's weights.
+
+    Args:
+        spec: machine.
+        layers: in order; each takes what the one before makes.
+        price: what the mapper makes least.
+
+    Returns:
+        One entry a layer.
+
+    Raises:
+        ConfigError: listing every layer that cannot be mapped.
+    """
+    todo = list(layers)
+    found: dict[Layer, tuple[Mapping, Cycles, Actions]] = {}
+    faults = []
+    for layer in todo:
+        shape = dataclasses.replace(layer, name="")
+        if shape not in found:
+            try:
+                found[shape] = best_mapping(spec, layer, price)
+            except ConfigError as error:
+                faults.append(str(error))
+    if faults:
+        raise ConfigError("\n".join(faults))
+    traffic, resident = _dram(spec, todo)
+    runs = []
+    for layer, (read, written) in zip(todo, traffic, strict=True):
+        mapping, cycles, actions = found[dataclasses.replace(layer, name="")]
+        needed = -(-(read + written) // spec.dram_bytes_per_cycle)
+        cycles += Cycles(dram=max(int(needed) - cycles.total, 0))
+        runs.append(LayerRun(layer, mapping, cycles, actions + Actions(dram_read_bytes=read, dram_write_bytes=written)))
+    return NetworkRun(spec, tuple(runs), resident)
+
+
+def _dram(spec: AcceleratorSpec, layers: Sequence[Layer]) -> tuple[list[tuple[int, int]], bool]:
+    """Bytes read and written by each layer, and whether the weights stay in L2."""
+    weights = [stored_bytes(spec, layer) for layer in layers]
+    codebook = max((layer.codebook_bits(spec) // 8 for layer in layers), default=0)
+    maps = [layer.input_bytes + layer.output_bytes + layer.residual_bytes for layer in layers]
+    resident = sum(weights) + codebook + max(maps, default=0) <= spec.l2_bytes
+    traffic = []
+    for i, layer in enumerate(layers):
+        following = weights[i + 1] if i + 1 < len(layers) else 0
+        room = spec.l2_bytes - codebook - (sum(weights) if resident else weights[i] + following)
+        spilled = maps[i] > room
+        read = 0 if resident else weights[i] + layer.codebook_bits(spec) // 8
+        read += layer.input_bytes if i == 0 or spilled else 0
+        read += layer.residual_bytes if spilled else 0
+        traffic.append((read, layer.output_bytes if i == len(layers) - 1 or spilled else 0))
+    return traffic, resident
