@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -49,12 +49,6 @@ class _Value(fx.Proxy):
     def numel(self) -> int:
         return self.value.numel()
 
-    def __len__(self) -> int:
-        return len(self.value)
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter([operator.getitem(self, i) for i in range(len(self.value))])  # type: ignore[call-overload]
-
 
 class _ShapeTracer(fx.Tracer):
     def __init__(self, images: Tensor, leaves: tuple[type, ...], outputs: dict[nn.Module, list[Any]]) -> None:
@@ -74,6 +68,9 @@ class _ShapeTracer(fx.Tracer):
         given = map_aggregate(args, _known), map_aggregate(kwargs, _known)
         proxy.value = self._evaluate(kind, target, *given)
         proxy.node.meta["value"] = proxy.value
+        if isinstance(proxy.value, (tuple, list)):
+            # Pieces of a tensor: a plain tuple, for whatever Python does with it.
+            return tuple(operator.getitem(proxy, i) for i in range(len(proxy.value)))
         return proxy
 
     def _evaluate(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
