@@ -220,3 +220,16 @@ def test_nearest_places():
 
 def test_quantize():
     assert quantize(np.array([0.5, 1.5, -0.5, 300, -300, 0.26], np.float32), 1.0).tolist() == [0, 2, 0, 127, -128, 0]
+
+
+def test_example_of_the_specification():
+    """Section 9 of docs/spec/integer-network.md."""
+    mantissa, shift = fixed_point(0.02 * 0.01 * -1 / 0.05)
+    assert (mantissa, shift) == (-8589935, 31)
+    weight = np.array([[50, 3]], np.int8).reshape(1, 2, 1, 1)
+    by = Requantization(mantissa, shift, low=0)
+    for codes, psum, result in (([100, -128], 4616, 0), ([-100, 127], -4619, 24)):
+        psums = conv2d_int(np.array(codes, np.int8).reshape(1, 2, 1, 1), weight)
+        assert psums.item() == psum
+        assert by.apply(psums, np.array([round(0.3 / -0.0002)])).item() == result
+        assert Requantization(mantissa, shift).apply(psums, -1500).item() == (result or -12)

@@ -109,13 +109,12 @@ class Requantization:
 
     def apply(self, psums: NDArray[np.integer], bias: NDArray[np.integer] | int = 0) -> NDArray[np.int8]:
         """Int8 `clamp(round((psum + bias) * mantissa / 2**shift))`, exact for sums within 39 bits."""
-        sums = np.add(psums, bias, dtype=np.int64)
-        if _magnitude(sums) <= _EXACT_FACTOR:
-            rounded = sums.astype(np.float64)
+        rounded = np.add(psums, bias, dtype=np.float64)
+        if rounded.max(initial=0) <= _EXACT_FACTOR and rounded.min(initial=0) >= -_EXACT_FACTOR:
             rounded *= self.multiplier
             np.rint(rounded, out=rounded)
         else:
-            rounded = round_shift(sums * self.mantissa.astype(np.int64), self.shift)
+            rounded = round_shift(rounded.astype(np.int64) * self.mantissa.astype(np.int64), self.shift)
         return np.clip(rounded, self.low, self.high, out=rounded).astype(np.int8)
 
 
@@ -308,7 +307,3 @@ def checked_psums(psums: NDArray[np.number], bits: int, name: str) -> NDArray[np
             f"more bits (psum_bits)"
         )
     return psums.astype(np.int32)
-
-
-def _magnitude(values: NDArray[np.integer]) -> int:
-    return max(int(values.max(initial=0)), -int(values.min(initial=0)))
