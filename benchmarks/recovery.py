@@ -4,9 +4,9 @@
 
 Case D is pruning and masked clustering, `packed` the same with twice the (half as large) codewords; A is dense, B
 pruned, both with common k-means and dense decode, all of equal size. The parts of `mvq.recover` are switched on one
-after the other for the recipes of `--ladder`, all at once for the others. A takes those that ask nothing of the method;
-B, D and packed start from one pruned network, which all parts repaired. Calibration images come from the training side
-and their labels are never read, but for the rows `+labels`: there the whole is fine-tuned with them at last.
+after the other in case D of the recipes of `--ladder`, all at once elsewhere. A takes those that ask nothing of the
+method; B, D and packed start from one pruned network, which all parts repaired. Calibration images come from the
+training side and their labels are never read, but for the rows `+labels`: there the whole is fine-tuned with them.
 
 The metric is the network's own, agreement is with the dense network's classes. Rows go to a CSV file as they are ready.
 A row already there with the same configuration is kept, unless `--force` is given.
@@ -301,7 +301,7 @@ def jobs(options: argparse.Namespace, network: str) -> list[Job]:
     for name in options.recipes:
         recipe = recipe_for(network, name, adapter.build(), options.seed)
         for case in options.cases:
-            for parts in steps(case, ladder=name in options.ladder):
+            for parts in steps(case, ladder=case == "D" and name in options.ladder):
                 epochs = options.label_epochs if parts == CASES[case] and adapter.training is not None else 0
                 found.append(Job(adapter, name, recipe, case, parts, config, options.limit, epochs))
     return sorted(found, key=lambda job: len(job.parts))
@@ -347,7 +347,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         nargs="*",
         choices=list(RECIPES),
         default=["12x"],
-        help="recipes with a row for each part switched on",
+        help="recipes whose case D has a row for each part switched on",
     )
     parser.add_argument("--label-epochs", type=int, default=4, help="passes of training with labels; 0 for none")
     parser.add_argument("--limit", type=int, help="evaluate on the first N images only")

@@ -119,9 +119,7 @@ def _collect(spec: AcceleratorSpec, layer: Layer, mapping: Mapping) -> list[_Tra
                 for channels in _parts(range(c_in), spec.rows * mapping.b):
                     for some in _parts(range(len(entries)), mapping.d):
                         cycles = _issues(spec, layer, rows, channels, columns, some)
-                        part.blocks.append(
-                            _Work((), cycles, _loads(spec, layer, mapping, groups, channels, columns, some))
-                        )
+                        part.blocks.append(_Work(cycles, _loads(spec, layer, mapping, groups, channels, columns, some)))
                 if not mapping.resident:
                     _move(layer, part, rows, len(groups) * c_in, len(groups) * len(columns))
                     phases.append(part)
