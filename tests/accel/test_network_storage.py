@@ -1,12 +1,16 @@
 """Integer networks in files."""
 
+import contextlib
 import dataclasses
+import json
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from integer_nets import images
 from small_nets import batch, small_net
 from torch import nn
@@ -14,6 +18,7 @@ from torch.nn import functional
 
 import mvq
 from mvq.accel.network import NODES, IntegerNetwork, TensorSpec, from_torch, load, save
+from mvq.accel.network.storage import from_model
 from mvq.errors import DigestError, FileError, FormatError, HeaderError, ModelError, ShapeError
 from mvq.format import read, write
 
@@ -179,6 +184,11 @@ HOSTILE = {
         _set("conv", "groups", 3),
         "operation 'conv' (conv) does not fit its inputs: layer 'conv': ifmap",
     ),
+    "clamp": (_set("clamp", "high", 1 << 20), "operation 'relu': 0..1048576 is not a range within -128..127"),
+    "add": (_set("add", "mantissas", [None, 1]), "operation 'add': mantissas (None, 1) with shift "),
+    "add, large": (_set("add", "mantissas", [1 << 24, (1 << 24) + 1]), "not a whole number of at most 16777216"),
+    "add, range": (_set("add", "low", 128), "operation 'add': 128..127 is not a range within -128..127"),
+    "add, shift": (_set("add", "shift", 63), "with shift 63; expected two integers up to 2**24 and a shift of 0 to 62"),
     "layer": (_set("conv", "layer", "other"), "needs the layer 'other', which is not there"),
     "size": (_set("resize", "size", [1 << 20, 2]), "size (1048576, 2) is not in 1..16384"),
     "stride": (
@@ -216,6 +226,62 @@ def test_hostile_graphs(change, text, everything, tmp_path):
         load(path)
     assert str(error.value).startswith(f"file {str(path)!r}: integer network: ")
     assert text in str(error.value)
+
+
+ODD = [
+    None,
+    True,
+    -1,
+    0,
+    1,
+    3,
+    7,
+    1 << 23,
+    1 << 40,
+    0.5,
+    -2.5,
+    "",
+    "x",
+    "conv",
+    [],
+    [0],
+    [1, 2],
+    [[1, 2]],
+    {},
+    {"a": 1},
+]
+
+
+def _places(value, path=()):
+    """Every place in a JSON value."""
+    yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield from _places(item, (*path, key))
+
+
+@pytest.fixture(scope="module")
+def stored(everything, tmp_path_factory):
+    path = tmp_path_factory.mktemp("stored") / "a.mvq"
+    save(everything, path)
+    return read(path)
+
+
+@settings(max_examples=150)
+@given(data=st.data())
+def test_no_graph_does_more_than_raise(data, stored):
+    """Any value anywhere: the file loads, or the fault is one of the format."""
+    graph = json.loads(json.dumps(stored.provenance[KEY]))
+    for _ in range(data.draw(st.integers(1, 2))):
+        place = data.draw(st.sampled_from(list(_places(graph))[1:]))
+        odd = data.draw(st.sampled_from(ODD))
+        target = graph
+        for key in place[:-1]:
+            target = target[key]
+        target[place[-1]] = odd
+    model = dataclasses.replace(stored, provenance={KEY: graph})
+    with contextlib.suppress(FormatError):
+        from_model(model, "a.mvq")
 
 
 def test_misuse(everything):

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mvq.accel.network.arithmetic import HIGH, LOW, Padding, Pair, Requantization
+from mvq.accel.network.arithmetic import HIGH, LOW, MANTISSA_BITS, MAX_SHIFT, Padding, Pair, Requantization
 from mvq.compressed import CompressedModel, DenseLayer, Int8Layer, VQLayer
 from mvq.errors import ModelError, ShapeError
 
@@ -47,6 +47,11 @@ class Node:
     kind: ClassVar[str] = ""
     name: str
     inputs: tuple[str, ...]
+
+
+def _check_range(node: Add | Clamp) -> None:
+    if not LOW <= node.low <= node.high <= HIGH:
+        raise ShapeError(f"operation {node.name!r}: {node.low}..{node.high} is not a range within {LOW}..{HIGH}")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -92,6 +97,15 @@ class Add(Node):
     low: int = LOW
     high: int = HIGH
 
+    def __post_init__(self) -> None:
+        whole = all(type(n) is int for n in (*self.mantissas, self.shift)) and len(self.mantissas) == 2
+        if not whole or max(map(abs, self.mantissas)) > 1 << MANTISSA_BITS or not 0 <= self.shift <= MAX_SHIFT:
+            raise ShapeError(
+                f"operation {self.name!r}: mantissas {self.mantissas} with shift {self.shift}; expected two integers up "
+                f"to 2**{MANTISSA_BITS} and a shift of 0 to {MAX_SHIFT}"
+            )
+        _check_range(self)
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Multiply(Node):
@@ -116,6 +130,9 @@ class Clamp(Node):
     kind = "clamp"
     low: int
     high: int
+
+    def __post_init__(self) -> None:
+        _check_range(self)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -57,12 +57,24 @@ def load(path: str | os.PathLike[str]) -> IntegerNetwork:
         FileError: if it cannot be read.
         FormatError: if it is damaged or holds no integer network.
     """
-    model = read(path)
+    return from_model(read(path), os.fspath(path))
+
+
+def from_model(model: CompressedModel, name: str) -> IntegerNetwork:
+    """The integer network that a compressed model carries in its provenance.
+
+    Args:
+        model: as read from a file.
+        name: of the file, for errors.
+
+    Raises:
+        FormatError: if there is none or it does not fit together.
+    """
     try:
         return _network(model)
-    except (MvqError, TypeError, KeyError, ValueError) as error:
+    except (MvqError, TypeError, ValueError, LookupError, AttributeError) as error:
         kind = type(error) if isinstance(error, FormatError) else HeaderError
-        raise kind(f"file {os.fspath(path)!r}: integer network: {error}; write it anew with mvq export") from error
+        raise kind(f"file {name!r}: integer network: {error}; write it anew with mvq export") from error
 
 
 def _row(node: Node, arrays: dict[str, NDArray[Any]]) -> list[Any]:
