@@ -101,8 +101,8 @@ class Add(Node):
         whole = all(type(n) is int for n in (*self.mantissas, self.shift)) and len(self.mantissas) == 2
         if not whole or max(map(abs, self.mantissas)) > 1 << MANTISSA_BITS or not 0 <= self.shift <= MAX_SHIFT:
             raise ShapeError(
-                f"operation {self.name!r}: mantissas {self.mantissas} with shift {self.shift}; expected two integers up "
-                f"to 2**{MANTISSA_BITS} and a shift of 0 to {MAX_SHIFT}"
+                f"operation {self.name!r}: mantissas {self.mantissas} with shift {self.shift}; expected two integers "
+                f"up to 2**{MANTISSA_BITS} and a shift of 0 to {MAX_SHIFT}"
             )
         _check_range(self)
 
