@@ -214,12 +214,24 @@ def candidates(spec: AcceleratorSpec, layer: Layer) -> Iterator[Mapping]:
     fold = _even_fold(layer, most_fold(spec, layer))
     for overlapped in (True, False):
         room = spec.wrf_entries // 2 if overlapped else spec.wrf_entries
+        sizes = []
         for d in _entries(spec, layer, fold, room):
             start = Mapping(d=d, fold=fold, overlapped=overlapped)
             for b in _upto(min(most_b, room // d, spec.arf_entries // steps_together(spec, layer, start))):
-                for a in _upto(min(most_a, room // (d * b))):
-                    for resident in (True, False):
-                        yield from _tiled(spec, layer, replace(start, a=a, b=b, resident=resident))
+                sizes += [(a, b, d) for a in _upto(min(most_a, room // (d * b)))]
+        for a, b, d in _maximal(sizes):
+            for resident in (True, False):
+                start = Mapping(a=a, b=b, d=d, fold=fold, resident=resident, overlapped=overlapped)
+                yield from _tiled(spec, layer, start)
+
+
+def _maximal(sizes: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    """Without those that another one is at least as large as in every direction: more reuse, fewer loads."""
+    return [
+        one
+        for one in sizes
+        if not any(other != one and all(x >= y for x, y in zip(other, one, strict=True)) for other in sizes)
+    ]
 
 
 def _even_fold(layer: Layer, most: int) -> int:

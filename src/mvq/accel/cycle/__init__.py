@@ -2,5 +2,17 @@
 
 from mvq.accel.cycle.actions import Actions, layer_actions, stored_bytes
 from mvq.accel.cycle.model import Cycles, layer_cycles, pipeline_depth
+from mvq.accel.cycle.network import LayerRun, NetworkRun, best_mapping, run_network
 
-__all__ = ["Actions", "Cycles", "layer_actions", "layer_cycles", "pipeline_depth", "stored_bytes"]
+__all__ = [
+    "Actions",
+    "Cycles",
+    "LayerRun",
+    "NetworkRun",
+    "best_mapping",
+    "layer_actions",
+    "layer_cycles",
+    "pipeline_depth",
+    "run_network",
+    "stored_bytes",
+]

@@ -14,19 +14,16 @@ from mvq.accel.workload import Layer
 from mvq.errors import ConfigError
 
 Price = Callable[[Cycles, Actions], float]
-#: Of an access, in multiply-accumulates (MVQ, table of access energies): what a mapper without a cost table goes by.
+#: Of an access, in multiply-accumulates (MVQ, table of access energies).
 _L2_BYTE, _L1_BYTE, _PRF, _ARF, _WRF = 15.0, 6.0, 0.22, 0.11, 0.02
-#: A cycle weighs more than anything that may be saved by taking it.
-_CYCLE_FIRST = 1e12
 
 
-def fastest(cycles: Cycles, actions: Actions) -> float:
-    """Fewest cycles; among equal ones least access cost."""
+def access_cost(_: Cycles, actions: Actions) -> float:
+    """Accesses on the chip, in energies of a multiply-accumulate: what a mapper without a cost table goes by."""
     moved = _L2_BYTE * (actions.l2_read_bytes + actions.l2_write_bytes)
     moved += _L1_BYTE * (actions.l1_read_bytes + actions.l1_write_bytes)
     moved += _PRF * actions.prf_accesses + _ARF * (actions.arf_reads + actions.arf_writes)
-    moved += _WRF * (actions.wrf_reads + actions.wrf_writes)
-    return cycles.total * _CYCLE_FIRST + moved
+    return moved + _WRF * (actions.wrf_reads + actions.wrf_writes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,27 +73,38 @@ class NetworkRun:
         return self.cycles.total / (self.spec.clock_mhz * 1e6)
 
 
-def best_mapping(spec: AcceleratorSpec, layer: Layer, price: Price = fastest) -> tuple[Mapping, Cycles, Actions]:
-    """The mapping of least price.
+def best_mapping(
+    spec: AcceleratorSpec, layer: Layer, *, price: Price = access_cost, fastest: bool = True
+) -> tuple[Mapping, Cycles, Actions]:
+    """The mapping of least price, by default among the fastest.
+
+    Args:
+        spec: machine.
+        layer: work.
+        price: of a mapping.
+        fastest: only mappings of fewest cycles count.
 
     Raises:
         ConfigError: if none fits.
     """
-    best: tuple[float, Mapping, Cycles, Actions] | None = None
-    for mapping in candidates(spec, layer):
-        cycles, actions = layer_cycles(spec, layer, mapping), layer_actions(spec, layer, mapping)
-        value = price(cycles, actions)
-        if best is None or value < best[0]:
-            best = (value, mapping, cycles, actions)
-    if best is None:
+    timed = [(mapping, layer_cycles(spec, layer, mapping)) for mapping in candidates(spec, layer)]
+    if not timed:
         raise ConfigError(
             f"layer {layer.name!r} does not fit on {spec.name!r}: one output row and its inputs exceed "
             f"l1_bytes={spec.l1_bytes}; give it more L1"
         )
-    return best[1:]
+    fewest = min(cycles.total for _, cycles in timed)
+    counted = [
+        (mapping, cycles, layer_actions(spec, layer, mapping))
+        for mapping, cycles in timed
+        if not fastest or cycles.total == fewest
+    ]
+    return min(counted, key=lambda found: price(*found[1:]))
 
 
-def run_network(spec: AcceleratorSpec, layers: Iterable[Layer], *, price: Price = fastest) -> NetworkRun:
+def run_network(
+    spec: AcceleratorSpec, layers: Iterable[Layer], *, price: Price = access_cost, fastest: bool = True
+) -> NetworkRun:
     """Map and time every layer of a network, for one image of many.
 
     DRAM carries the first input and the last output; weights, unless all of them fit into L2 beside the largest feature
@@ -106,7 +114,8 @@ def run_network(spec: AcceleratorSpec, layers: Iterable[Layer], *, price: Price 
     Args:
         spec: machine.
         layers: in order; each takes what the one before makes.
-        price: what the mapper makes least.
+        price: as for `best_mapping`.
+        fastest: as for `best_mapping`.
 
     Returns:
         One entry a layer.
@@ -119,11 +128,11 @@ def run_network(spec: AcceleratorSpec, layers: Iterable[Layer], *, price: Price 
     faults = []
     for layer in todo:
         shape = dataclasses.replace(layer, name="")
-        if shape not in found:
-            try:
-                found[shape] = best_mapping(spec, layer, price)
-            except ConfigError as error:
-                faults.append(str(error))
+        try:
+            if shape not in found:
+                found[shape] = best_mapping(spec, layer, price=price, fastest=fastest)
+        except ConfigError as error:
+            faults.append(str(error))
     if faults:
         raise ConfigError("\n".join(faults))
     traffic, resident = _dram(spec, todo)
