@@ -66,7 +66,7 @@ def array(path: Path, name: str) -> NDArray:
 
 
 def imagenet(
-    preprocessing: Preprocessing, *, split: str, batch_size: int, limit: int | None
+    preprocessing: Preprocessing, split: str = "val", batch_size: int = 50, limit: int | None = None
 ) -> DataLoader[tuple[torch.Tensor, int]]:
     """900 validation images of ImageNet, or 1000 training images, one a class."""
     path = data_file("imagenet/imagenet_val227.npz" if split == "val" else "imagenet/imagenet_train256.npz")
@@ -75,7 +75,7 @@ def imagenet(
     return DataLoader(samples, batch_size=batch_size, collate_fn=channels_last)
 
 
-def imagenet_training(preprocessing: Preprocessing, *, batch_size: int, seed: int) -> DataLoader[Any]:
+def imagenet_training(preprocessing: Preprocessing, batch_size: int = 32, seed: int = 0) -> DataLoader[Any]:
     """The 1000 training images in random order and random parts, which the seed and the epoch decide."""
     path = data_file("imagenet/imagenet_train256.npz")
     images = RandomParts(PackedImages(path), array(path, "label"), preprocessing, seed=seed)

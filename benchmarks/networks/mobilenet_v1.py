@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
+import functools
+
 from torch import nn
-from torch.utils.data import DataLoader
 
 from benchmarks.networks.adapter import Adapter, data_file
 from benchmarks.networks.images import TF_NORM, imagenet, imagenet_training
@@ -19,15 +19,8 @@ def build() -> nn.Module:
     return same_padding_(model).eval()
 
 
-def data(split: str = "val", batch_size: int = 50, limit: int | None = None) -> DataLoader[tuple[torch.Tensor, int]]:
-    """ImageNet images for this network."""
-    return imagenet(TF_NORM, split=split, batch_size=batch_size, limit=limit)
-
-
-def training(batch_size: int = 32, seed: int = 0) -> DataLoader[tuple[torch.Tensor, int]]:
-    """Training images for this network, in random order and random parts."""
-    return imagenet_training(TF_NORM, batch_size=batch_size, seed=seed)
-
+data = functools.partial(imagenet, TF_NORM)
+training = functools.partial(imagenet_training, TF_NORM)
 
 ADAPTER = Adapter(
     name="mobilenet_v1",

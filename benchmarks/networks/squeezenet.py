@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
+import functools
+
 from torch import nn
-from torch.utils.data import DataLoader
 
 from benchmarks.networks.adapter import Adapter, data_file
 from benchmarks.networks.images import TORCH_NORM, imagenet, imagenet_training
@@ -16,15 +16,8 @@ def build() -> nn.Module:
     return build_model("torchvision/squeezenet1_1", weights=data_file("imagenet/squeezenet1_1.safetensors")).eval()
 
 
-def data(split: str = "val", batch_size: int = 50, limit: int | None = None) -> DataLoader[tuple[torch.Tensor, int]]:
-    """ImageNet images for this network."""
-    return imagenet(TORCH_NORM, split=split, batch_size=batch_size, limit=limit)
-
-
-def training(batch_size: int = 32, seed: int = 0) -> DataLoader[tuple[torch.Tensor, int]]:
-    """Training images for this network, in random order and random parts."""
-    return imagenet_training(TORCH_NORM, batch_size=batch_size, seed=seed)
-
+data = functools.partial(imagenet, TORCH_NORM)
+training = functools.partial(imagenet_training, TORCH_NORM)
 
 ADAPTER = Adapter(
     name="squeezenet1_1",
