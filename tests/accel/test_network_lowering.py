@@ -314,9 +314,10 @@ class Unsupported(nn.Module):
         self.conv = nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect")
         self.norm = nn.GroupNorm(2, 4)
         self.fc = nn.Linear(6, 6)
+        self.shift = nn.Parameter(torch.zeros(4, 6, 6))
 
     def forward(self, x):
-        x = self.fc(self.norm(self.conv(x)))
+        x = self.fc(self.norm(self.conv(x))) * self.shift
         x = functional.pad(x + 1, (1, 1), value=2.0)
         return torch.cumsum(x.mean(2), 1)
 
@@ -325,10 +326,12 @@ def test_all_unsupported_operations_are_listed():
     with pytest.raises(ModelError) as error:
         from_torch(Unsupported().eval(), [images(2, 6)])
     assert str(error.value).splitlines() == [
-        "model Unsupported has 7 operations without an integer form:",
+        "model Unsupported has 9 operations without an integer form:",
         "  conv: module Conv2d 'conv': padding reflect",
         "  norm: module GroupNorm 'norm'",
         "  fc: module Linear 'fc': its input has the shape ('N', 4, 6, 6), not ('N', C)",
+        "  shift: constant 'shift': its result is no tensor whose first axis is the batch",
+        "  mul: function mul: operands have different numbers of axes",
         "  add: function add: one operand is no activation",
         "  pad: function pad: mode 'constant', value 2.0; only zeros",
         "  mean: method mean: over the axes 2; only both spatial axes at once",

@@ -111,7 +111,7 @@ def _recognize(model: nn.Module, node: fx.Node, names: _Names) -> Operation | fx
     args = map_arg(node.args, names.read)
     kwargs = map_arg(node.kwargs, names.read)
     batch = next(n for n in node.graph.nodes if n.op == "placeholder").meta["value"].shape[0]
-    value = node.meta["value"]
+    value = node.meta.get("value")
     if not isinstance(value, Tensor) or value.ndim < 2 or value.shape[0] != batch:
         raise _Unsupported("its result is no tensor whose first axis is the batch")
     if node.op == "call_module":
@@ -353,6 +353,7 @@ def _is_pieces(node: fx.Node) -> bool:
 def _getitem(node: fx.Node, x: fx.Node, index: Any) -> Operation | fx.Node:
     if _is_pieces(x):
         return _piece(node, x, index)
+    _need(isinstance(x.meta["value"], Tensor), "of several results")
     shape = (1, *shape_of(x))
     given = list(index) if isinstance(index, tuple) else [index]
     if Ellipsis in given:

@@ -84,7 +84,10 @@ class _ShapeTracer(fx.Tracer):
             return getattr(args[0], target)(*args[1:], **kwargs)
         if kind == "get_attr":
             parent, _, name = target.rpartition(".")
-            return getattr(self.root.get_submodule(parent), name).to("meta")
+            module = self.root.get_submodule(parent)
+            # Not by getattr, which gives proxies while a network is traced.
+            held = {**module.__dict__, **module._parameters, **module._buffers}
+            return held[name].to("meta")
         return None
 
 
