@@ -172,11 +172,18 @@ def ours(options: Options) -> Method:
 
 
 def _rival(
-    name: str, label: str, source: str, *, masks: str | None = None, more: Callable[[Any], dict[str, Any]] | None = None
+    name: str,
+    label: str,
+    source: str,
+    *,
+    masks: str | None = None,
+    more: Callable[[Any], dict[str, Any]] | None = None,
+    settings: str = "",
 ) -> Method:
     """`mvq.baselines.NAME.NAME_`, imported when used.
 
-    `masks` names its function that gives a pattern, `more` gives further arguments from its module.
+    `masks` names its function that gives a pattern, `more` gives further arguments from its module; `settings` tells
+    its defaults where another choice gave other rows.
     """
 
     def module() -> Any:
@@ -193,7 +200,8 @@ def _rival(
         pattern = Pattern.parse(getattr(module(), str(masks))(model, point.recipe, point.target_bits))
         return None if pattern.is_dense else replace(point.recipe, pattern=pattern, d=pattern.group)
 
-    return Method(name=name, label=label, source=source, compress=compress, masks=no_masks if masks is None else pruned)
+    masks_of = no_masks if masks is None else pruned
+    return Method(name=name, label=label, source=source, compress=compress, masks=masks_of, settings=settings)
 
 
 METHODS: dict[str, Method] = {
@@ -214,7 +222,7 @@ METHODS: dict[str, Method] = {
             more=lambda bgd: {"options": bgd.BgdOptions(layer_steps=4)},
         ),
         _rival("pqf", "PQF", "Martinez et al., CVPR 2021, arXiv 2010.15703"),
-        _rival("dkm", "DKM", "Cho et al., ICLR 2022, arXiv 2108.12659"),
+        _rival("dkm", "DKM", "Cho et al., ICLR 2022, arXiv 2108.12659", settings="tau 0.2"),
         _rival("ssvq", "SSVQ", "arXiv 2503.08668"),
         _rival("uniform", "uniform quantization", "LSQ, Esser et al., ICLR 2020, arXiv 1902.08153"),
         _rival(
