@@ -82,6 +82,15 @@ def test_requantization_of_exact_halves(psums, shift):
     np.testing.assert_array_equal(by.apply(psums), np.clip(np.rint(-psums / 2**shift), -128, 127))
 
 
+def test_requantization_where_float64_would_round():
+    """The product is one above 40.5 * 2**48, and float64 does not tell it from the half."""
+    psum, mantissa = 1195973563, 9531763
+    assert psum * mantissa == 81 * 2**47 + 1
+    by = Requantization(np.array(mantissa, np.int32), np.array(48, np.uint8))
+    assert by.apply(np.array([psum, -psum])).tolist() == [41, -41]
+    assert np.rint(psum * np.ldexp(float(mantissa), -48)) == 40
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [

@@ -200,6 +200,15 @@ def test_a_value_read_twice_keeps_its_scale():
     assert len(names(network, Affine)) == 1
 
 
+def test_a_second_batch_norm_stands_alone():
+    model = settled(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.BatchNorm2d(4), nn.ReLU()), size=6)
+    x = images(2, 6)
+    network = from_torch(model, [x])
+    assert [node.kind for node in network.nodes] == ["conv", "affine", "dequantize"]
+    with torch.no_grad():
+        assert snr_db(model(x).numpy(), network.run(x.numpy())) > 30
+
+
 @pytest.mark.parametrize("pad", [nn.ZeroPad2d((0, 1, 0, 1)), Call(lambda x: functional.pad(x, (2, 0, 1, 3)))])
 def test_padding_joins_the_convolution(pad):
     model = nn.Sequential(pad, nn.Conv2d(3, 8, 3, 2, padding=(0, 1)), nn.ReLU()).eval()
