@@ -23,6 +23,7 @@ class Actions:
     Attributes:
         dense_macs: multiply-accumulates of the layer with every weight.
         macs: multiplications with a weight that the tile holds.
+        nonzero_macs: those with a weight that was not pruned.
         wrf_reads: weights read from the registers of the processing elements.
         wrf_writes: weights written there.
         arf_reads: activations taken from the registers of the rows.
@@ -41,6 +42,7 @@ class Actions:
 
     dense_macs: int = 0
     macs: int = 0
+    nonzero_macs: int = 0
     wrf_reads: int = 0
     wrf_writes: int = 0
     arf_reads: int = 0
@@ -88,6 +90,7 @@ def layer_actions(spec: AcceleratorSpec, layer: Layer, mapping: Mapping) -> Acti
     return Actions(
         dense_macs=layer.dense_macs,
         macs=macs,
+        nonzero_macs=round(layer.dense_macs * layer.density_on(spec)),
         wrf_reads=macs,
         wrf_writes=loads * spread,
         arf_reads=positions * layer.c_in * points * -(-per_group_out // spec.cols),

@@ -1,0 +1,133 @@
+"""Energy of a network on a machine: what was done times what it costs, every entry with its source."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mvq.accel.cost.table import CostTable, Memory, Row
+from mvq.accel.cycle import Actions, NetworkRun
+from mvq.accel.spec import AcceleratorSpec
+
+#: Levels that energy is summed over, from the multipliers outwards.
+LEVELS = ("array", "registers", "loader", "L1", "L2", "leakage", "DRAM")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of the bill.
+
+    Attributes:
+        level: one of `LEVELS`.
+        what: was done.
+        count: how often.
+        pj: energy of one.
+        source: of that number.
+    """
+
+    level: str
+    what: str
+    count: float
+    pj: float
+    source: str
+
+    @property
+    def total_pj(self) -> float:
+        """Energy of all."""
+        return self.count * self.pj
+
+
+@dataclass(frozen=True, slots=True)
+class Bill:
+    """Energy of one image.
+
+    Attributes:
+        entries: lines.
+        seconds: time of the image.
+        dense_macs: multiply-accumulates with every weight.
+        macs: those with a weight that was not pruned.
+    """
+
+    entries: tuple[Entry, ...]
+    seconds: float
+    dense_macs: int
+    macs: int
+
+    def by_level(self) -> dict[str, float]:
+        """PJ of each level."""
+        return {level: sum(e.total_pj for e in self.entries if e.level == level) for level in LEVELS}
+
+    def total_pj(self, *, dram: bool = True) -> float:
+        """PJ of the image, with or without DRAM."""
+        return sum(entry.total_pj for entry in self.entries if dram or entry.level != "DRAM")
+
+    def tops_per_watt(self, *, executed: bool = False, dram: bool = False) -> float:
+        """Operations (two a multiply-accumulate) per pJ: those of the dense network, or those executed."""
+        return 2 * (self.macs if executed else self.dense_macs) / self.total_pj(dram=dram)
+
+    def explain(self) -> str:
+        """Every entry, with where its number comes from."""
+        lines = ["level      what                    count          pJ each      uJ  source"]
+        for e in self.entries:
+            lines.append(
+                f"{e.level:<10} {e.what:<20} {e.count:>14,.0f} {e.pj:>12.5f} {e.total_pj * 1e-6:>9.3f}  {e.source}"
+            )
+        return "\n".join(lines)
+
+
+def energy(run: NetworkRun, table: CostTable, *, activation_zeros: float = 0.0) -> Bill:
+    """Energy of a network that was mapped and timed.
+
+    Args:
+        run: counts and cycles.
+        table: costs.
+        activation_zeros: share of activations that are zero; with zero gating their multiplications cost nothing.
+
+    Returns:
+        A bill whose entries add up to the energy of one image.
+
+    Raises:
+        ConfigError: if the table lacks a row.
+    """
+    actions = run.actions
+    entries = [*_logic(run.spec, actions, table, activation_zeros), *_memories(run, actions, table)]
+    return Bill(tuple(entries), run.seconds, actions.dense_macs, actions.nonzero_macs)
+
+
+def _logic(spec: AcceleratorSpec, actions: Actions, table: CostTable, zeros: float) -> Iterator[Entry]:
+    # A dense tile holds the zeros of the masks, too.
+    active = actions.nonzero_macs * (1 - zeros) if spec.zero_gating else actions.macs
+    yield _entry("array", "multiplications", active, table.get("multiply", "energy"))
+    yield _entry("array", "additions", active, table.get("add", "energy"))
+    yield _entry("registers", "weights", actions.wrf_reads + actions.wrf_writes, table.get("wrf_access", "energy"))
+    yield _entry("registers", "activations", actions.arf_reads + actions.arf_writes, table.get("arf_access", "energy"))
+    yield _entry("registers", "partial sums", actions.prf_accesses, table.get("prf_access", "energy"))
+    if spec.has_codebook:
+        values = actions.crf_reads * spec.codeword_width
+        yield _entry("loader", "codeword values", values, table.get("crf_access", "energy"))
+
+
+def _memories(run: NetworkRun, actions: Actions, table: CostTable) -> Iterator[Entry]:
+    spec = run.spec
+    levels = {
+        "L1": (spec.l1_bytes, actions.l1_read_bytes, actions.l1_write_bytes),
+        "L2": (spec.l2_bytes, actions.l2_read_bytes, actions.l2_write_bytes),
+    }
+    for level, (size, read, written) in levels.items():
+        part = f"{level.lower()}_byte"
+        if (part, "energy") in table.rows:
+            yield _entry(level, "bytes", read + written, table.get(part, "energy"))
+            continue
+        memory: Memory = table.sram(size)
+        source = f"{table.memory_source}, {memory.kib:g} KiB of {memory.width_bits} bits"
+        yield Entry(level, "bytes read", read, 8 * memory.read_pj / memory.width_bits, source)
+        yield Entry(level, "bytes written", written, 8 * memory.write_pj / memory.width_bits, source)
+        yield Entry("leakage", f"{level}, us", run.seconds * 1e6, memory.leak_mw * 1e3, source)
+    moved = actions.dram_read_bytes + actions.dram_write_bytes
+    yield _entry("DRAM", "bytes", moved, table.get("dram_byte", "energy"))
+
+
+def _entry(level: str, what: str, count: float, row: Row) -> Entry:
+    return Entry(
+        level, what, count, row.value, f"{row.source}: {row.cited}" + (f", {row.conditions}" * bool(row.conditions))
+    )

@@ -1,0 +1,125 @@
+"""Costs: tables, scaling, and bills that add up."""
+
+import copy
+import dataclasses
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mvq.accel.cost import CostTable, energy
+from mvq.accel.cost.scaling import area_factor, energy_factor
+from mvq.accel.cost.table import TABLES
+from mvq.accel.cycle import run_network
+from mvq.accel.spec import PRESETS, preset
+from mvq.accel.workload import Layer
+from mvq.errors import ConfigError, FileError
+from mvq.patterns import Pattern
+
+CONV = {"kernel": (3, 3), "padding": (1, 1, 1, 1), "in_size": (28, 28)}
+LAYERS = [
+    Layer(name="first", c_in=3, c_out=64, **CONV),
+    Layer(name="second", c_in=64, c_out=128, **CONV, compressed=True, pattern=Pattern(4, 16)),
+]
+ROW = {"part": "multiply", "kind": "energy", "value": 200, "unit": "fJ", "node_nm": 45, "voltage": 0.9, "source": "x"}
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_bill_is_the_sum_of_its_parts(table, name):
+    run = run_network(preset(name), LAYERS)
+    bill = energy(run, CostTable.load(table))
+    assert bill.total_pj() == pytest.approx(sum(bill.by_level().values()))
+    assert bill.total_pj() - bill.total_pj(dram=False) == pytest.approx(bill.by_level()["DRAM"])
+    assert bill.tops_per_watt(dram=True) < bill.tops_per_watt()
+    assert bill.tops_per_watt(executed=True) == pytest.approx(bill.tops_per_watt() * bill.macs / bill.dense_macs)
+    assert all(entry.source for entry in bill.entries)
+    assert bill.explain().count("\n") == len(bill.entries)
+
+
+def test_zero_gating_saves_multiplications_with_zeros():
+    table = CostTable.load("published")
+
+    def array(**changes):
+        spec = dataclasses.replace(preset("ews-cm-64"), **changes)
+        return energy(run_network(spec, LAYERS), table, activation_zeros=0.5).by_level()["array"]
+
+    first, second = (layer.dense_macs for layer in LAYERS)
+    assert array(zero_gating=False) / array() == pytest.approx((first + second) / (0.5 * (first + second / 4)))
+
+
+def test_masked_networks_cost_less():
+    table = CostTable.load("cited")
+    cost = {kind: energy(run_network(preset(f"{kind}-64"), LAYERS), table) for kind in ("ews", "ews-cms")}
+    assert cost["ews-cms"].total_pj() < cost["ews"].total_pj()
+    assert cost["ews-cms"].by_level()["L2"] < cost["ews"].by_level()["L2"]
+
+
+def test_published_energies_are_multiples_of_a_multiply_accumulate():
+    table = CostTable.load("published", node_nm=45, voltage=0.9)
+    mac = table.get("multiply", "energy").value + table.get("add", "energy").value
+    for part, times in {"dram_byte": 200, "l2_byte": 15, "l1_byte": 6, "prf_access": 0.22, "wrf_access": 0.02}.items():
+        assert table.get(part, "energy").value == pytest.approx(times * mac)
+
+
+@given(st.sampled_from([16.0, 22.0, 32.0, 40.0, 45.0, 65.0]), st.sampled_from([16.0, 28.0, 45.0, 65.0]))
+def test_scaling_there_and_back(a, b):
+    assert energy_factor(a, 0.9, b, 0.8) * energy_factor(b, 0.8, a, 0.9) == pytest.approx(1)
+    assert area_factor(a, b) * area_factor(b, a) == pytest.approx(1)
+    assert (area_factor(a, b) < 1) == (b < a)
+
+
+def test_scaling_knows_its_nodes():
+    assert area_factor(65, 45) == pytest.approx(0.66)
+    assert area_factor(45, 32) == pytest.approx(0.46)
+    assert energy_factor(45, 1.0, 32, 1.0) == pytest.approx((0.9559 - 0.7823 + 0.471) / (1.103 - 0.362 + 0.2767))
+    with pytest.raises(ConfigError, match="scaling: 7 nm lies outside of 16 to 65 nm; give a value at such a node"):
+        area_factor(7, 45)
+
+
+@given(st.integers(1 << 12, 1 << 21))
+def test_memories_grow_with_their_size(n_bytes):
+    table = CostTable.load("cited")
+    here, larger = table.sram(n_bytes), table.sram(2 * n_bytes)
+    assert 0 < here.read_pj < larger.read_pj
+    assert here.area_mm2 < larger.area_mm2
+    assert here.leak_mw < larger.leak_mw
+
+
+def test_a_memory_between_two_known_ones():
+    small, large = CostTable.load("cited").sram(128 << 10), CostTable.load("cited").sram(256 << 10)
+    middle = CostTable.load("cited").sram(round(128 * math.sqrt(2) * 1024))
+    assert (small.read_pj, large.read_pj) == (10.517, 15.882)
+    assert middle.read_pj == pytest.approx(math.sqrt(10.517 * 15.882), rel=1e-4)
+
+
+def test_units_and_nodes_are_brought_to_one():
+    table = CostTable.from_dict({"name": "t", "row": [ROW]}, node_nm=45, voltage=0.9)
+    row = table.get("multiply", "energy")
+    assert row.value == pytest.approx(0.2)
+    assert row.cited == "200 fJ at 45 nm, 0.9 V"
+
+
+def test_faults_of_a_table_are_listed_together(tmp_path):
+    rows = [copy.deepcopy(ROW) for _ in range(5)]
+    rows[0]["unit"] = "um2"
+    rows[1]["value"] = -1
+    del rows[2]["source"]
+    with pytest.raises(ConfigError) as error:
+        CostTable.from_dict({"name": "t", "row": rows, "memory": [{"kib": 1}]}, node_nm=45, voltage=0.9)
+    faults = str(error.value).splitlines()
+    assert faults[0].startswith("cost table 't': row 0: kind 'energy' in 'um2' is not one of energy, area, leakage in ")
+    assert faults[1] == "cost table 't': row 1: value=-1 must be finite and not negative"
+    assert faults[2] == "cost table 't': row 2: missing keys ['source'], unknown keys []"
+    assert faults[3] == "cost table 't': row 4: there are two rows for the energy of 'multiply'"
+    assert faults[4].startswith("cost table 't': memory 0: missing keys ['width_bits', ")
+    with pytest.raises(ConfigError, match="has no area of 'multiply'; add a row with this part and kind"):
+        CostTable.from_dict({"name": "t", "row": [ROW]}, node_nm=45, voltage=0.9).get("multiply", "area")
+    with pytest.raises(ConfigError, match="has no memories"):
+        CostTable.load("published").sram(1024)
+    with pytest.raises(FileError, match="is none of cited, published, and no file that can be read"):
+        CostTable.load(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("= 1")
+    with pytest.raises(ConfigError, match="is not TOML"):
+        CostTable.load(tmp_path / "bad.toml")
