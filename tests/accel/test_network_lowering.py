@@ -19,6 +19,11 @@ from mvq.errors import ConfigError, DataError, ModelError, PsumOverflowError
 from mvq.nn import extract
 
 
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
 class Call(nn.Module):
     """A function as a module; what comes after keeps its result int8."""
 
@@ -78,7 +83,8 @@ def test_convolution_with_folded_batch_norm(settings, bn):
     assert 0 < negative < 12 if bn else negative == 0
     found = network.run(x.numpy())
     step = network.tensors[node.name].scale
-    assert np.abs(found - on_codes(model, network, x)).max() <= 0.51 * step
+    # Calibration saw the images before they were quantized; the largest result may have grown beyond the range.
+    assert np.abs(found - np.minimum(on_codes(model, network, x), 127 * step)).max() <= 0.51 * step
 
 
 def test_codes_do_not_change_with_the_batch_norm():
@@ -218,7 +224,8 @@ def test_padding_joins_the_convolution(pad):
     node = network.node(names(network, Conv)[0])
     assert node.padding == ((0, 1, 1, 2) if isinstance(pad, nn.ZeroPad2d) else (1, 3, 3, 1))
     found = network.run(x.numpy())
-    assert np.abs(found - on_codes(model, network, x)).max() <= 0.51 * network.tensors[node.name].scale
+    step = network.tensors[node.name].scale
+    assert np.abs(found - np.minimum(on_codes(model, network, x), 127 * step)).max() <= 0.51 * step
 
 
 def test_concatenated_layers_need_no_rescaling():
