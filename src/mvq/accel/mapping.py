@@ -178,8 +178,8 @@ def check(spec: AcceleratorSpec, layer: Layer, mapping: Mapping) -> list[str]:
             faults.append(f"{key}={value!r} is not a whole number of at least 1")
     if faults:
         return faults
-    if layer.uses_masks(spec) and spec.d % layer.pattern.group:
-        faults.append(f"pattern {layer.pattern} does not fit subvectors of d={spec.d}")
+    if (fault := layer.fault_on(spec)) is not None:
+        faults.append(fault)
     entries = mapping.a * mapping.b * mapping.d
     room = spec.wrf_entries // 2 if mapping.overlapped else spec.wrf_entries
     if entries > room:

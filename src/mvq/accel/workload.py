@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import csv
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
+from mvq.accel.network.graph import Add, Clamp, Conv, IntegerNetwork, Linear, Lookup, Rescale
 from mvq.accel.spec import AcceleratorSpec
-from mvq.errors import ConfigError
+from mvq.compressed import VQLayer
+from mvq.errors import ConfigError, FileError
 from mvq.patterns import Pattern
 
 _DENSE = Pattern(1, 1)
@@ -28,6 +34,7 @@ class Layer:
         compressed: whether weights are stored as the machine stores compressed ones; otherwise int8.
         pattern: N:M of a compressed layer's masks; machines without masks run it dense.
         index_bits: of a codeword index in this layer; None for those of the machine's codebook.
+        lanes: of a stored subvector; None for the machine's d.
         residual_bytes: of other tensors that are added to the output.
 
     Raises:
@@ -46,6 +53,7 @@ class Layer:
     compressed: bool = False
     pattern: Pattern = _DENSE
     index_bits: int | None = None
+    lanes: int | None = None
     residual_bytes: int = 0
 
     def __post_init__(self) -> None:
@@ -125,11 +133,22 @@ class Layer:
         masks = spec.d // self.pattern.group * self.pattern.mask_bits if self.uses_masks(spec) else 0
         if spec.weights == "nm":
             return round(spec.d * self.density_on(spec)) * spec.weight_bits + masks
-        return (spec.index_bits if self.index_bits is None else self.index_bits) + masks
+        if spec.weights == "vq":  # another codebook than that of masked weights
+            return spec.index_bits
+        subvectors = spec.d // (self.lanes or spec.d)
+        return subvectors * (spec.index_bits if self.index_bits is None else self.index_bits) + masks
 
     def codebook_bits(self, spec: AcceleratorSpec) -> int:
         """Of the codebook that is loaded before the layer."""
         return spec.codebook_bits if self.compressed and spec.has_codebook else 0
+
+    def fault_on(self, spec: AcceleratorSpec) -> str | None:
+        """Why the machine cannot take the weights as they are stored; None if it can."""
+        if self.uses_masks(spec) and spec.d % self.pattern.group:
+            return f"pattern {self.pattern} does not fit subvectors of d={spec.d}"
+        if self.compressed and spec.weights == "mvq" and spec.d % (self.lanes or spec.d):
+            return f"its subvectors have {self.lanes} lanes, of which d={spec.d} is no multiple"
+        return None
 
     def passes(self, spec: AcceleratorSpec) -> int:
         """How often a position's weights go through the multipliers: the weights of d lanes over those for them."""
@@ -137,3 +156,101 @@ class Layer:
         lanes = min(spec.d, per_group) if self.groups > 1 else spec.d
         kept = -(-lanes * self.pattern.keep // self.pattern.group) if self.uses_masks(spec) else lanes
         return -(-kept // spec.multipliers_per_tile_row) if spec.tile == "sparse" else 1
+
+
+def as_the_machine_stores(layer: Layer) -> Layer:
+    """The same work with the subvectors and indices of whatever machine it runs on: to compare machines."""
+    return replace(layer, index_bits=None, lanes=None)
+
+
+def read_topology(path: str | Path, pattern: Pattern = _DENSE) -> list[Layer]:
+    """Shapes from a topology file of SCALE-Sim.
+
+    After a header, a line has name, input height and width (padded), filter height and width, channels, filters and
+    stride.
+
+    Args:
+        path: CSV file.
+        pattern: of all layers but the first, which are stored compressed unless it is dense.
+
+    Raises:
+        FileError: if it cannot be read.
+        ConfigError: listing every line that is not such a layer.
+    """
+    try:
+        with Path(path).open(newline="", encoding="utf-8") as file:
+            lines = [[cell.strip() for cell in line if cell.strip()] for line in csv.reader(file)][1:]
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileError(f"topology {str(path)!r} cannot be read: {error}") from error
+    layers, faults = [], []
+    for number, line in enumerate(lines, 2):
+        if not line:
+            continue
+        try:
+            name, values = line[0], [int(cell) for cell in line[1:8]]
+            height, width, rows, columns, channels, filters, stride = values
+            compressed = bool(layers) and not pattern.is_dense
+            layers.append(
+                Layer(
+                    name=name,
+                    c_in=channels,
+                    c_out=filters,
+                    kernel=(rows, columns),
+                    stride=(stride, stride),
+                    in_size=(height, width),
+                    compressed=compressed,
+                    pattern=pattern if compressed else _DENSE,
+                )
+            )
+        except ValueError as error:
+            faults.append(f"line {number}: {error}")
+    if faults or not layers:
+        text = "\n".join(faults) or "it has no layer"
+        raise ConfigError(f"topology {str(path)!r}: expected name, 7 whole numbers a line: {text}")
+    return layers
+
+
+def layers_of(network: IntegerNetwork) -> list[Layer]:
+    """The convolutions and fully connected layers of an integer network, in the order they run.
+
+    What an addition adds to a layer's output counts as its residual; other operations between layers are free.
+    """
+    convolutions = [node for node in network.nodes if isinstance(node, Conv | Linear)]
+    makers, residual = _makers(network), dict.fromkeys((node.name for node in convolutions), 0)
+    for node in network.nodes:
+        if isinstance(node, Add):
+            latest = max(node.inputs, key=lambda name: makers.get(name, (-1, ""))[0])
+            maker = makers.get(latest)
+            if maker is not None:
+                residual[maker[1]] += sum(_n_bytes(network, name) for name in node.inputs if name != latest)
+    return [_layer(network, node, residual[node.name]) for node in convolutions]
+
+
+def _makers(network: IntegerNetwork) -> dict[str, tuple[int, str]]:
+    """Which layer a tensor comes from, and how late it runs, through operations that work value by value."""
+    makers: dict[str, tuple[int, str]] = {}
+    for i, node in enumerate(network.nodes):
+        if isinstance(node, Conv | Linear):
+            makers[node.name] = (i, node.name)
+        elif isinstance(node, Clamp | Lookup | Rescale | Add):
+            known = [makers[name] for name in node.inputs if name in makers]
+            if known:
+                makers[node.name] = max(known)
+    return makers
+
+
+def _n_bytes(network: IntegerNetwork, name: str) -> int:
+    return math.prod(network.tensors[name].shape)
+
+
+def _layer(network: IntegerNetwork, node: Conv | Linear, residual_bytes: int) -> Layer:
+    stored = next(layer for layer in network.weights.layers if layer.name == node.layer)
+    taken = network.tensors[node.inputs[0]].shape
+    shape: dict[str, Any] = {"name": node.layer, "c_in": taken[0], "c_out": stored.shape[0]}
+    if isinstance(node, Conv):
+        shape |= {"groups": node.groups, "kernel": stored.shape[2:], "in_size": taken[1:], "padding": node.padding}
+        shape |= {"stride": node.stride, "dilation": node.dilation}
+    if isinstance(stored, VQLayer):
+        bits = (stored.n_codewords - 1).bit_length()
+        shape |= {"compressed": True, "pattern": stored.pattern, "index_bits": bits, "lanes": stored.d}
+    return Layer(**shape, residual_bytes=residual_bytes)

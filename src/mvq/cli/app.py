@@ -320,6 +320,61 @@ def export(
     )
 
 
+_ARCHES = ("ws-64", "ews-64", "ews-nm-64", "ews-c-64", "ews-cm-64", "ews-cms-64", "ews-p-64")
+_MachineTable = Annotated[
+    str, typer.Option("--table", help="Costs: cited, published, or a TOML file.", metavar="TABLE")
+]
+_NetworkFile = Annotated[
+    Path,
+    typer.Argument(help="A network in integers (mvq export -o), or a topology CSV of SCALE-Sim.", metavar="NETWORK"),
+]
+_PatternOption = Annotated[
+    str, typer.Option("--pattern", help="N:M of a topology's layers but the first; 1:1 for int8.", metavar="N:M")
+]
+_CsvOption = Annotated[bool, typer.Option("--csv", help="Print CSV.")]
+
+
+@app.command(
+    "simulate",
+    epilog="[bold]Examples[/bold]\n\nmvq simulate r18-int8.mvq --arch ews-cms-64 --explain\n\n"
+    "mvq simulate resnet18.csv --pattern 4:16 --arch my-machine.toml --csv",
+)
+def simulate(
+    network: _NetworkFile,
+    arch: Annotated[str, typer.Option("--arch", help="A preset such as ews-cms-64, or a .toml file.")] = "ews-cms-64",
+    table: _MachineTable = "cited",
+    pattern: _PatternOption = "1:1",
+    explain: Annotated[bool, typer.Option("--explain", help="Show where each energy comes from.")] = False,
+    as_json: JsonOption = False,
+    as_csv: _CsvOption = False,
+) -> None:
+    """Model time and energy of a network on a machine, layer by layer."""
+    from mvq.cli import simulating
+
+    simulating.simulate(network, arch, table=table, pattern=pattern, explain=explain, as_json=as_json, as_csv=as_csv)
+
+
+@app.command(
+    "compare",
+    epilog="[bold]Examples[/bold]\n\nmvq compare r18-int8.mvq\n\n"
+    "mvq compare r18-int8.mvq --arch ews-64 --arch ews-cms-64 --table published",
+)
+def compare(
+    network: _NetworkFile,
+    arch: Annotated[
+        list[str] | None, typer.Option("--arch", help="A machine; repeat for more. The first is what gains refer to.")
+    ] = None,
+    table: _MachineTable = "cited",
+    pattern: _PatternOption = "1:1",
+    as_json: JsonOption = False,
+    as_csv: _CsvOption = False,
+) -> None:
+    """Model a network on several machines, each of which stores the weights in its own way."""
+    from mvq.cli import simulating
+
+    simulating.compare(network, arch or _ARCHES, table=table, pattern=pattern, as_json=as_json, as_csv=as_csv)
+
+
 @app.command("recipes", epilog="[bold]Example[/bold]\n\nmvq recipes mvq-22x > my.toml")
 def recipes(
     name: Annotated[str | None, typer.Argument(help="Print this preset as TOML.", metavar="[NAME]")] = None,

@@ -1,0 +1,150 @@
+"""`mvq simulate` and `mvq compare`."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mvq.accel.cost import Bill, CostTable, energy
+from mvq.accel.cycle import NetworkRun, run_network
+from mvq.accel.network import load
+from mvq.accel.spec import AcceleratorSpec, preset
+from mvq.accel.workload import Layer, as_the_machine_stores, layers_of, read_topology
+from mvq.cli.output import console, make_table, print_json
+from mvq.errors import ConfigError
+from mvq.patterns import Pattern
+
+
+def simulate(network: Path, arch: str, *, table: str, pattern: str, explain: bool, as_json: bool, as_csv: bool) -> None:
+    """Time and energy of one network on one machine.
+
+    Raises:
+        MvqError: on wrong input.
+    """
+    spec = _spec(arch)
+    run = run_network(spec, _layers(network, pattern))
+    bill = energy(run, CostTable.load(table))
+    if as_json:
+        print_json({"machine": spec.to_dict(), **_summary(run, bill), "layers": [_row(run, i) for i in _indices(run)]})
+    elif as_csv:
+        _write_csv([_row(run, i) for i in _indices(run)])
+    else:
+        columns = [
+            ("layer", "<"),
+            ("cycles", ">"),
+            ("compute", ">"),
+            ("bubble", ">"),
+            ("weights", ">"),
+            ("memory", ">"),
+        ]
+        shown = make_table(f"{network.name} on {spec.name}", [*columns, ("dram", ">"), ("mapping", "<")])
+        for each in run.layers:
+            c, m = each.cycles, each.mapping
+            text = f"a={m.a} b={m.b} d={m.d} fold={m.fold} rows={m.tile_rows}"
+            numbers = (c.total, c.compute, c.bubble, c.weights, c.memory, c.dram)
+            shown.add_row(each.layer.name, *(f"{n:,}" for n in numbers), text)
+        console().print(shown)
+        console().print(_text(_summary(run, bill)), markup=False, highlight=False)
+        if explain:
+            console().print(bill.explain(), markup=False, highlight=False, soft_wrap=True)
+
+
+def compare(network: Path, archs: Sequence[str], *, table: str, pattern: str, as_json: bool, as_csv: bool) -> None:
+    """One network on several machines, each of which stores it in its own way.
+
+    Raises:
+        MvqError: on wrong input.
+    """
+    layers = [as_the_machine_stores(layer) for layer in _layers(network, pattern)]
+    costs = CostTable.load(table)
+    found = []
+    for arch in archs:
+        run = run_network(_spec(arch), layers)
+        found.append({"machine": run.spec.name, **_summary(run, energy(run, costs))})
+    first = found[0]
+    for row in found:
+        row["speed_up"] = first["ms"] / row["ms"]
+        row["energy_gain"] = first["chip_uj"] / row["chip_uj"]
+        row["energy_gain_with_dram"] = (first["chip_uj"] + first["dram_uj"]) / (row["chip_uj"] + row["dram_uj"])
+    if as_json:
+        print_json(found)
+    elif as_csv:
+        _write_csv(found)
+    else:
+        names = {
+            "ms": "ms",
+            "speed_up": "speed-up",
+            "chip_uj": "chip uJ",
+            "dram_uj": "DRAM uJ",
+            "equivalent_tops_per_watt": "equiv. TOPS/W",
+            "energy_gain": "gain",
+            "energy_gain_with_dram": "gain with DRAM",
+        }
+        shown = make_table(
+            f"{network.name}: modelled, table {table}", [("machine", "<"), *((n, ">") for n in names.values())]
+        )
+        for row in found:
+            shown.add_row(row["machine"], *(f"{row[key]:,.2f}" for key in names))
+        console().print(shown)
+
+
+def _spec(arch: str) -> AcceleratorSpec:
+    return AcceleratorSpec.from_toml(arch) if arch.endswith(".toml") else preset(arch)
+
+
+def _layers(network: Path, pattern: str) -> list[Layer]:
+    if network.suffix == ".csv":
+        return read_topology(network, Pattern.parse(pattern))
+    layers = layers_of(load(network))
+    if not layers:
+        raise ConfigError(f"network {str(network)!r} has no convolution and no fully connected layer")
+    return layers
+
+
+def _indices(run: NetworkRun) -> range:
+    return range(len(run.layers))
+
+
+def _row(run: NetworkRun, i: int) -> dict[str, Any]:
+    each = run.layers[i]
+    times = {"cycles": each.cycles.total, **{f"{key}_cycles": n for key, n in asdict(each.cycles).items()}}
+    return {"layer": each.layer.name, **times, **asdict(each.mapping), **asdict(each.actions)}
+
+
+def _summary(run: NetworkRun, bill: Bill) -> dict[str, Any]:
+    cycles = run.cycles
+    return {
+        "cycles": cycles.total,
+        **{f"{key}_cycles": n for key, n in asdict(cycles).items()},
+        "ms": run.seconds * 1e3,
+        "images_per_second": 1 / run.seconds,
+        "weights_resident": run.weights_resident,
+        "chip_uj": bill.total_pj(dram=False) * 1e-6,
+        "dram_uj": bill.by_level()["DRAM"] * 1e-6,
+        "executed_tops_per_watt": bill.tops_per_watt(executed=True),
+        "equivalent_tops_per_watt": bill.tops_per_watt(),
+        "executed_tops_per_watt_with_dram": bill.tops_per_watt(executed=True, dram=True),
+        "equivalent_tops_per_watt_with_dram": bill.tops_per_watt(dram=True),
+        **{f"{level}_uj": pj * 1e-6 for level, pj in bill.by_level().items()},
+    }
+
+
+def _text(summary: dict[str, Any]) -> str:
+    """The lines under the table."""
+    return (
+        f"{summary['cycles']:,} cycles, {summary['ms']:.3f} ms, {summary['images_per_second']:,.0f} images/s\n"
+        f"energy of an image: chip {summary['chip_uj']:,.1f} uJ, DRAM {summary['dram_uj']:,.1f} uJ\n"
+        f"TOPS/W without DRAM: {summary['executed_tops_per_watt']:.2f} executed, "
+        f"{summary['equivalent_tops_per_watt']:.2f} dense-equivalent; with DRAM: "
+        f"{summary['executed_tops_per_watt_with_dram']:.2f} and {summary['equivalent_tops_per_watt_with_dram']:.2f}"
+    )
+
+
+def _write_csv(rows: Sequence[dict[str, Any]]) -> None:
+    writer = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
