@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from torch import nn
 
-from mvq.allocate import fit_codewords, layer_fisher
+from mvq.allocate import fit_codewords
 from mvq.bench import OURS, Method, Options, Point, ours
 from mvq.nn import Reassign, cluster_, eligible_layers, soften_
 from mvq.recover import equalize_
 
 _PACKED = {"codewords": "packed"}
-
-
-def _sensitivity(model: nn.Module, point: Point) -> Mapping[str, Any]:
-    return layer_fisher(model, point.calibration, seed=point.seed)
 
 
 def equalized() -> Method:
@@ -30,7 +24,7 @@ def equalized() -> Method:
 def sensitive() -> Method:
     """Packed codewords, k-means weighed by each layer's Fisher information."""
     return replace(
-        ours(Options(recipe=_PACKED, importance=_sensitivity)), name="sensitive", label="packed, layers weighed"
+        ours(Options(recipe=_PACKED, importance=OURS.importance)), name="sensitive", label="packed, layers weighed"
     )
 
 
@@ -42,10 +36,13 @@ def both() -> Method:
 def reassigned() -> Method:
     """The two together, with assignments that follow training."""
 
+    assert OURS.importance is not None
+    sensitivity = OURS.importance
+
     def compress(model: nn.Module, point: Point) -> nn.Module:
         recipe = fit_codewords(model, replace(point.recipe, **_PACKED), point.target_bits)
         equalize_(model, recipe)
-        importance = _sensitivity(model, point)
+        importance = sensitivity(model, point)
         targets = {name: module.weight.detach().clone() for name, module, _ in eligible_layers(model)}  # type: ignore[operator,union-attr]
         return soften_(cluster_(model, recipe, importance=importance), targets)
 

@@ -119,7 +119,7 @@ class Mirrored(Images):
 
 
 def channels_last(samples: list[tuple[torch.Tensor, Any]]) -> tuple[torch.Tensor, Any]:
-    """A batch in the layout in which CPUs run convolutions fastest, a third faster here."""
+    """A batch in the layout in which CPUs run convolutions fastest."""
     inputs, targets = default_collate(samples)
     return inputs.contiguous(memory_format=torch.channels_last), targets
 

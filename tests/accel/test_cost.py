@@ -101,6 +101,22 @@ def test_units_and_nodes_are_brought_to_one():
     assert row.cited == "200 fJ at 45 nm, 0.9 V"
 
 
+def test_what_cannot_be_scaled_is_named():
+    with pytest.raises(ConfigError) as error:
+        CostTable.load("cited", node_nm=45, voltage=0.9)
+    faults = str(error.value).splitlines()
+    assert "cost table 'cited': row 2: without voltage it cannot be brought from 40 to 45 nm" in faults
+    assert "cost table 'cited': memory 0: it is of 40 nm, not 45; memories are not scaled" in faults
+
+
+def test_dram_costs_the_same_at_every_node():
+    row = {key: value for key, value in ROW.items() if key not in ("node_nm", "voltage")}
+    for node in (16, 65):
+        table = CostTable.from_dict({"name": "t", "row": [row]}, node_nm=node, voltage=0.8)
+        assert table.get("multiply", "energy").value == pytest.approx(0.2)
+        assert table.get("multiply", "energy").cited == "200 fJ"
+
+
 def test_faults_of_a_table_are_listed_together(tmp_path):
     rows = [copy.deepcopy(ROW) for _ in range(5)]
     rows[0]["unit"] = "um2"

@@ -445,3 +445,11 @@ def test_average_pool_divisors():
     np.testing.assert_allclose(
         multipliers[1, 1] / multipliers, [[4 / 9, 6 / 9, 6 / 9]] + [[6 / 9, 1, 1]] * 2, rtol=1e-6
     )
+
+
+def test_every_operation_can_be_computed_and_written():
+    from mvq.accel.network import NODES, compute
+    from mvq.accel.network.export import _emit
+
+    for function in (compute, _emit):
+        assert set(function.registry) - {object} >= set(NODES.values())

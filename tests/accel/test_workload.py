@@ -8,9 +8,10 @@ from torch import nn
 from typer.testing import CliRunner
 
 import mvq
+from mvq.accel.cycle import run_network
 from mvq.accel.network import save
 from mvq.accel.spec import preset
-from mvq.accel.workload import as_the_machine_stores, layers_of, read_topology
+from mvq.accel.workload import Layer, as_the_machine_stores, layers_of, read_topology
 from mvq.cli.app import app
 from mvq.errors import ConfigError, FileError
 from mvq.patterns import Pattern
@@ -48,6 +49,13 @@ def test_layers_of_an_integer_network(network):
     spec = preset("ews-cms-64")
     assert second.word_bits(spec) == 2 * 4 + 4 * 3
     assert as_the_machine_stores(second).word_bits(spec) == 9 + 4 * 3
+
+
+def test_subvectors_that_do_not_fit_the_machine_are_named():
+    layer = Layer(name="a", c_in=16, c_out=48, compressed=True, pattern=Pattern(2, 4), lanes=12)
+    with pytest.raises(ConfigError, match="its subvectors have 12 lanes, of which d=16 is no multiple"):
+        run_network(preset("ews-cms-16"), [layer])
+    assert run_network(preset("ews-16"), [layer]).cycles.total > 0
 
 
 def test_topology_files(tmp_path):

@@ -29,9 +29,9 @@ def test_shift_and_flip_agrees_with_slicing(n, height, width, channels, seed):
         assert np.array_equal(out, cut[:, ::-1] if m >= 0.5 else cut)
 
 
-@given(st.integers(1, 500), st.integers(1, 500), st.integers(0, 2**32 - 1))
-def test_random_part_is_inside(height, width, seed):
-    top, left, h, w = _part(height, width, np.random.default_rng(seed))
+@given(st.integers(1, 500), st.integers(1, 500), st.integers(0, 2**32 - 1), st.sampled_from([0.08, 0.35, 1.0]))
+def test_random_part_is_inside(height, width, seed, least):
+    top, left, h, w = _part(height, width, np.random.default_rng(seed), least)
     assert 0 <= top <= top + h <= height
     assert 0 <= left <= left + w <= width
     assert h * w > 0

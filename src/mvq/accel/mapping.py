@@ -20,8 +20,6 @@ from mvq.accel.spec import AcceleratorSpec
 from mvq.accel.workload import Layer
 from mvq.errors import ConfigError
 
-_PSUM_BYTES = 4
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mapping:
@@ -166,7 +164,7 @@ def l1_bytes(spec: AcceleratorSpec, layer: Layer, mapping: Mapping) -> int:
     positions = mapping.tile_rows * layer.out_size[1]
     copies = 1 if mapping.resident and mapping.tile_rows >= layer.out_size[0] else 2
     inputs = copies * most_input_rows(layer, mapping.tile_rows) * layer.in_size[1] * channels
-    return inputs + positions * columns * (_PSUM_BYTES + 2)
+    return inputs + positions * columns * (spec.psum_bytes + 2)
 
 
 def check(spec: AcceleratorSpec, layer: Layer, mapping: Mapping) -> list[str]:

@@ -154,6 +154,11 @@ class AcceleratorSpec:
         return self.d // self.nm.group * self.nm.mask_bits if self.has_masks else 0
 
     @property
+    def psum_bytes(self) -> int:
+        """Of a partial sum in L1."""
+        return -(-self.psum_bits // 8)
+
+    @property
     def word_bits(self) -> int:
         """Stored bits of one subvector, codebook not counted."""
         plain = {"int8": self.d, "nm": self.q}.get(self.weights, 0) * self.weight_bits

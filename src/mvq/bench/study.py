@@ -177,6 +177,7 @@ class Study:
     def setup(self) -> str:
         """Hash of what all rows share; rows of different setups are not comparable."""
         names = ("task", "train", "evaluate", "budget", "sparse", "finetune", "distillation")
+        # Only where there is one: studies without it keep their rows.
         parts = [getattr(self, name) for name in names] + [self.objective] * (self.objective is not None)
         parts = [dataclasses.asdict(p) if dataclasses.is_dataclass(p) else p for p in parts]  # pyright: ignore
         text = json.dumps([*parts, self.recipe.to_dict(), mvq.__version__], sort_keys=True)

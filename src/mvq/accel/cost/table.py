@@ -1,4 +1,7 @@
-"""Tables of what an action costs and how large a component is: value, unit, node, conditions and source of each."""
+"""Tables of what an action costs and how large a component is: value, unit, node, conditions and source of each.
+
+A number with a node is brought to the node and voltage that are asked for, one without, such as that of DRAM, stays.
+"""
 
 from __future__ import annotations
 
@@ -140,10 +143,13 @@ class CostTable:
         faults: list[str] = []
         rows: dict[tuple[str, str], Row] = {}
         for i, entry in enumerate(data.get("row", ())):
-            found = _fault(entry, _KEYS, ("per", "conditions", "voltage"))
+            found = _fault(entry, _KEYS, ("per", "conditions", "voltage", "node_nm"))
             if found is None and entry["unit"] not in _UNITS.get(entry["kind"], {}):
                 known = [unit for units in _UNITS.values() for unit in units]
                 found = f"kind {entry['kind']!r} in {entry['unit']!r} is not one of energy, area, leakage in {known}"
+            if found is None and entry["kind"] != "area" and "voltage" not in entry:
+                at = entry.get("node_nm", node_nm)
+                found = None if at == node_nm else f"without voltage it cannot be brought from {at:g} to {node_nm:g} nm"
             if found is None and (entry["part"], entry["kind"]) in rows:
                 found = f"there are two rows for the {entry['kind']} of {entry['part']!r}"
             if found is not None:
@@ -154,8 +160,10 @@ class CostTable:
         for i, entry in enumerate(data.get("memory", ())):
             if (found := _fault(entry, (*_MEMORY_KEYS, "node_nm"), ())) is not None:
                 faults.append(f"memory {i}: {found}")
+            elif entry["node_nm"] != node_nm:
+                faults.append(f"memory {i}: it is of {entry['node_nm']:g} nm, not {node_nm:g}; memories are not scaled")
             else:
-                memories.append(_memory(entry, node_nm))
+                memories.append(Memory(**{key: entry[key] for key in _MEMORY_KEYS}))
         if faults:
             raise ConfigError("\n".join(f"cost table {name!r}: {fault}" for fault in faults))
         return cls(name, node_nm, voltage, rows, tuple(memories), str(data.get("memory_source", "")))
@@ -191,13 +199,14 @@ def _fault(entry: Any, keys: tuple[str, ...], optional: tuple[str, ...]) -> str 
 
 
 def _row(entry: Mapping[str, Any], node_nm: float, voltage: float) -> Row:
-    at, volts = entry["node_nm"], entry.get("voltage")
+    at, volts = entry.get("node_nm"), entry.get("voltage")
     value = entry["value"] * _UNITS[entry["kind"]][entry["unit"]]
-    if entry["kind"] == "area":
+    if at is not None and entry["kind"] == "area":
         value *= area_factor(at, node_nm)
-    elif volts is not None:
+    elif at is not None and volts is not None:
         value *= energy_factor(at, volts, node_nm, voltage)
-    cited = f"{entry['value']:g} {entry['unit']} at {at:g} nm" + (f", {volts:g} V" if volts is not None else "")
+    cited = f"{entry['value']:g} {entry['unit']}" + (f" at {at:g} nm" if at is not None else "")
+    cited += f", {volts:g} V" if volts is not None else ""
     return Row(
         part=entry["part"],
         kind=entry["kind"],
@@ -207,10 +216,3 @@ def _row(entry: Mapping[str, Any], node_nm: float, voltage: float) -> Row:
         conditions=entry.get("conditions", ""),
         source=entry["source"],
     )
-
-
-def _memory(entry: Mapping[str, Any], node_nm: float) -> Memory:
-    if entry["node_nm"] != node_nm:
-        area = area_factor(entry["node_nm"], node_nm)
-        entry = {**entry, "area_mm2": entry["area_mm2"] * area}
-    return Memory(**{key: entry[key] for key in _MEMORY_KEYS})

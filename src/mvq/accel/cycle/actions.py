@@ -13,8 +13,6 @@ from mvq.accel.mapping import Extent, Mapping, input_rows, nest, points_of
 from mvq.accel.spec import AcceleratorSpec
 from mvq.accel.workload import Layer
 
-_PSUM_BYTES = 4
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Actions:
@@ -82,7 +80,7 @@ def layer_actions(spec: AcceleratorSpec, layer: Layer, mapping: Mapping) -> Acti
     macs, loads = layer.executed_macs(spec), n.tiles.n
     spread = layer.n_weights if spec.tile == "dense" else round(layer.n_weights * layer.density_on(spec))
     fetched = _fetches(spec, layer, mapping, n.entries) * layer.c_in * n.outputs.n
-    partial = positions * layer.c_out * (n.inputs.n * n.entries.n - 1) * _PSUM_BYTES
+    partial = positions * layer.c_out * (n.inputs.n * n.entries.n - 1) * spec.psum_bytes
     subvectors = 0
     if layer.compressed and spec.weights != "int8":
         subvectors = loads * -(-layer.c_out // spec.d) * per_group_in * layer.n_points

@@ -215,7 +215,9 @@ def count(spec: AcceleratorSpec, layer: Layer, mapping: Mapping) -> dict[str, in
                         for _ in _parts(range(len(channels)), spec.rows):
                             found["prf_accesses"] += work * len(columns) * len(some)
                         if seen:
-                            found["partial_bytes"] += 4 * len(rows) * layer.out_size[1] * len(columns) * len(groups)
+                            found["partial_bytes"] += (
+                                -(-spec.psum_bits // 8) * len(rows) * layer.out_size[1] * len(columns) * len(groups)
+                            )
                         seen += 1
     return found
 

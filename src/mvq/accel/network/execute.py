@@ -92,7 +92,7 @@ def compute(node: Node, inputs: list[Array], network: IntegerNetwork) -> Array:
     Raises:
         PsumOverflowError: if a psum does not fit.
     """
-    raise NotImplementedError(type(node).__name__)
+    raise TypeError(f"operation {node.name!r}: a {type(node).__name__} cannot be computed")
 
 
 def finish_sums(sums: Array, bias: NDArray[np.int32], requantization: Requantization | None, name: str) -> Array:

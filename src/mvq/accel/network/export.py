@@ -175,7 +175,7 @@ class _Graph:
 
 @functools.singledispatch
 def _emit(node: Node, graph: _Graph) -> None:
-    raise NotImplementedError(type(node).__name__)
+    raise TypeError(f"operation {node.name!r}: a {type(node).__name__} cannot be written as ONNX")
 
 
 def _chunks(codes: NDArray[np.int8], groups: int) -> list[slice]:
