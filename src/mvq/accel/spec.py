@@ -24,6 +24,7 @@ Weights = Literal["int8", "vq", "nm", "mvq"]
 Codewords = Literal["masked", "packed"]
 Tile = Literal["dense", "sparse"]
 MaskDecode = Literal["lzc", "position-lut"]
+CodebookMemory = Literal["registers", "sram"]
 
 _SIDES = (16, 32, 64)
 _MIB = 1 << 20
@@ -49,6 +50,7 @@ class AcceleratorSpec:
         pattern: N:M, of `nm` and `mvq`; otherwise `1:1`.
         d: lanes of a subvector, which are the columns of a tile.
         n_codewords: the codebook register file holds, at most.
+        codebook_memory: `registers` with a read port for each word of an array row, or `sram`: a copy for each.
         activation_bits: of an activation.
         weight_bits: of a weight and of a codeword's value.
         psum_bits: of a partial sum.
@@ -78,6 +80,7 @@ class AcceleratorSpec:
     pattern: Pattern | str = "4:16"
     d: int = 16
     n_codewords: int = 512
+    codebook_memory: CodebookMemory = "registers"
     activation_bits: int = 8
     weight_bits: int = 8
     psum_bits: int = 32
@@ -154,6 +157,11 @@ class AcceleratorSpec:
         return self.d // self.nm.group * self.nm.mask_bits if self.has_masks else 0
 
     @property
+    def lane_bits(self) -> int:
+        """Of the position that a sparse tile keeps beside each weight: a lane of its M."""
+        return (self.nm.group - 1).bit_length()
+
+    @property
     def psum_bytes(self) -> int:
         """Of a partial sum in L1."""
         return -(-self.psum_bits // 8)
@@ -163,6 +171,11 @@ class AcceleratorSpec:
         """Stored bits of one subvector, codebook not counted."""
         plain = {"int8": self.d, "nm": self.q}.get(self.weights, 0) * self.weight_bits
         return plain + self.index_bits + self.mask_id_bits
+
+    @property
+    def words_per_row(self) -> int:
+        """Subvectors of one row of the array, which the loader decodes in a cycle."""
+        return self.cols // self.d
 
     @property
     def codebook_bits(self) -> int:
@@ -235,7 +248,7 @@ def preset(name: str) -> AcceleratorSpec:
 
     Names are `KIND-SIDE`: `ws`, `ews` (int8 weights), `ews-nm` (kept int8 weights and masks), `ews-c` (common vector
     quantization, k = 1024, d = 8), `ews-cm` (MVQ, dense tile), `ews-cms` and `ws-cms` (MVQ, sparse tile; 4:16, k = 512,
-    d = 16), `ews-p` (the same with 1024 packed codewords and a table of positions).
+    d = 16), `ews-p` (the same with 1024 packed codewords in SRAM and a table of positions).
 
     Raises:
         ConfigError: if there is none of that name.
@@ -263,7 +276,7 @@ _KINDS: dict[str, Callable[[AcceleratorSpec], AcceleratorSpec]] = {
     "ews-cm": _changed(tile="dense"),
     "ews-cms": _changed(),
     "ws-cms": _changed(**_WS),
-    "ews-p": _changed(codewords="packed", n_codewords=1024, mask_decode="position-lut"),
+    "ews-p": _changed(codewords="packed", n_codewords=1024, codebook_memory="sram", mask_decode="position-lut"),
 }
 PRESETS = tuple(f"{kind}-{side}" for kind in _KINDS for side in _SIDES)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from mvq.accel.cost.area import tree_bits
 from mvq.accel.cost.table import CostTable, Memory, Row
 from mvq.accel.cycle import Actions, NetworkRun
 from mvq.accel.spec import AcceleratorSpec
@@ -99,12 +100,28 @@ def _logic(spec: AcceleratorSpec, actions: Actions, table: CostTable, zeros: flo
     active = actions.nonzero_macs * (1 - zeros) if spec.zero_gating else actions.macs
     yield _entry("array", "multiplications", active, table.get("multiply", "energy"))
     yield _entry("array", "additions", active, table.get("add", "energy"))
+    if ("flip_flop_bit", "energy") in table.rows:
+        yield _entry(
+            "array", "pipeline bits", _pipeline_bits(spec, actions, active), table.get("flip_flop_bit", "energy")
+        )
     yield _entry("registers", "weights", actions.wrf_reads + actions.wrf_writes, table.get("wrf_access", "energy"))
     yield _entry("registers", "activations", actions.arf_reads + actions.arf_writes, table.get("arf_access", "energy"))
     yield _entry("registers", "partial sums", actions.prf_accesses, table.get("prf_access", "energy"))
-    if spec.has_codebook:
+    if spec.has_codebook and spec.codebook_memory == "registers":
         values = actions.crf_reads * spec.codeword_width
         yield _entry("loader", "codeword values", values, table.get("crf_access", "energy"))
+
+
+def _pipeline_bits(spec: AcceleratorSpec, actions: Actions, active: float) -> float:
+    """Bits of the array's pipeline that are clocked where there is work.
+
+    Operands and products of a multiplication, activations on their way past the tiles, and the registers of the adder
+    tree in each column that makes a partial sum.
+    """
+    product = spec.activation_bits + spec.weight_bits
+    tree = tree_bits(spec.rows, product)[1]
+    passed = actions.arf_reads * spec.words_per_row * spec.activation_bits
+    return active * (spec.weight_bits + product) + passed + actions.prf_accesses * tree
 
 
 def _memories(run: NetworkRun, actions: Actions, table: CostTable) -> Iterator[Entry]:
@@ -119,10 +136,16 @@ def _memories(run: NetworkRun, actions: Actions, table: CostTable) -> Iterator[E
             yield _entry(level, "bytes", read + written, table.get(part, "energy"))
             continue
         memory: Memory = table.sram(size)
-        source = f"{table.memory_source}, {memory.kib:g} KiB of {memory.width_bits} bits"
+        source = table.memory_line(memory)
         yield Entry(level, "bytes read", read, 8 * memory.read_pj / memory.width_bits, source)
         yield Entry(level, "bytes written", written, 8 * memory.write_pj / memory.width_bits, source)
         yield Entry("leakage", f"{level}, us", run.seconds * 1e6, memory.leak_mw * 1e3, source)
+    if spec.has_codebook and spec.codebook_memory == "sram":
+        memory = table.sram(spec.codebook_bits // 8)
+        source, read = table.memory_line(memory), actions.crf_reads * spec.codeword_width * spec.weight_bits
+        yield Entry("loader", "codeword bits", read, memory.read_pj / memory.width_bits, source)
+        leak = memory.leak_mw * 1e3 * spec.words_per_row
+        yield Entry("leakage", "codebook, us", run.seconds * 1e6, leak, source)
     moved = actions.dram_read_bytes + actions.dram_write_bytes
     yield _entry("DRAM", "bytes", moved, table.get("dram_byte", "energy"))
 

@@ -16,7 +16,7 @@ from typing import Any
 from mvq.accel.cost.scaling import area_factor, energy_factor
 from mvq.errors import ConfigError, FileError
 
-TABLES = ("cited", "published")
+TABLES = ("cited", "published", "cells")
 _UNITS = {"energy": {"pJ": 1.0, "fJ": 1e-3}, "area": {"um2": 1.0, "mm2": 1e6}, "leakage": {"mW": 1.0, "uW": 1e-3}}
 _KEYS = ("part", "kind", "value", "unit", "node_nm", "voltage", "per", "conditions", "source")
 _MEMORY_KEYS = ("kib", "width_bits", "read_pj", "write_pj", "leak_mw", "area_mm2")
@@ -77,6 +77,7 @@ class CostTable:
         rows: by part and kind.
         memories: sizes known, at that node.
         memory_source: where they come from.
+        memory_nodes: technologies that memories are known at, which are not scaled.
     """
 
     name: str
@@ -85,6 +86,7 @@ class CostTable:
     rows: Mapping[tuple[str, str], Row]
     memories: tuple[Memory, ...]
     memory_source: str
+    memory_nodes: tuple[float, ...] = ()
 
     def get(self, part: str, kind: str) -> Row:
         """A row.
@@ -106,7 +108,11 @@ class CostTable:
             ConfigError: if the table knows no memory.
         """
         if not self.memories:
-            raise ConfigError(f"cost table {self.name!r} has no memories; add [[memory]] rows")
+            nodes = ", ".join(f"{node:g}" for node in self.memory_nodes) or "no"
+            raise ConfigError(
+                f"cost table {self.name!r} has memories at {nodes} nm, none at {self.node_nm:g} nm, and they are not "
+                "scaled; add [[memory]] rows"
+            )
         width = min(memory.width_bits for memory in self.memories)
         known = sorted((m for m in self.memories if m.width_bits == width), key=lambda m: m.kib)
         kib = n_bytes / 1024
@@ -121,6 +127,10 @@ class CostTable:
 
         values = [between(getattr(low, k), getattr(high, k)) for k in _MEMORY_KEYS[2:]]
         return Memory(kib, width, *values)
+
+    def memory_line(self, memory: Memory) -> str:
+        """Where the numbers of a memory come from."""
+        return f"{self.memory_source}, {memory.kib:g} KiB of {memory.width_bits} bits"
 
     @classmethod
     def load(cls, name: str | Path, *, node_nm: float = 40.0, voltage: float = 0.99) -> CostTable:
@@ -153,23 +163,41 @@ class CostTable:
             if found is None and (entry["part"], entry["kind"]) in rows:
                 found = f"there are two rows for the {entry['kind']} of {entry['part']!r}"
             if found is not None:
-                faults.append(f"row {i}: {found}")
+                part = f" ({entry['part']})" if isinstance(entry, Mapping) and "part" in entry else ""
+                faults.append(f"row {i}{part}: {found}")
                 continue
             rows[entry["part"], entry["kind"]] = _row(entry, node_nm, voltage)
-        memories = []
+        memories: list[tuple[float, Memory]] = []
         for i, entry in enumerate(data.get("memory", ())):
             if (found := _fault(entry, (*_MEMORY_KEYS, "node_nm"), ())) is not None:
                 faults.append(f"memory {i}: {found}")
-            elif entry["node_nm"] != node_nm:
-                faults.append(f"memory {i}: it is of {entry['node_nm']:g} nm, not {node_nm:g}; memories are not scaled")
             else:
-                memories.append(Memory(**{key: entry[key] for key in _MEMORY_KEYS}))
+                memories.append((entry["node_nm"], Memory(**{key: entry[key] for key in _MEMORY_KEYS})))
         if faults:
             raise ConfigError("\n".join(f"cost table {name!r}: {fault}" for fault in faults))
-        return cls(name, node_nm, voltage, rows, tuple(memories), str(data.get("memory_source", "")))
+        here = tuple(memory for node, memory in memories if node == node_nm)
+        nodes = tuple(sorted({node for node, _ in memories}))
+        return cls(name, node_nm, voltage, rows, here, str(data.get("memory_source", "")), nodes)
 
 
-def _read(name: str | Path) -> dict[str, Any]:
+def _read(name: str | Path, extending: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A file, with the rows and memories of the tables it extends; its own rows replace theirs."""
+    if str(name) in extending:
+        raise ConfigError(f"cost table {str(name)!r} extends itself: {' -> '.join((*extending, str(name)))}")
+    data = _parse(name)
+    base = data.pop("extends", None)
+    if base is None:
+        return data
+    below = _read(base, (*extending, str(name)))
+    own = {(row.get("part"), row.get("kind")) for row in data.get("row", ()) if isinstance(row, Mapping)}
+    rows = [row for row in below.get("row", ()) if (row.get("part"), row.get("kind")) not in own]
+    merged = {**below, **data, "row": [*rows, *data.get("row", ())]}
+    if not data.get("memory"):
+        merged["memory"] = below.get("memory", [])
+    return merged
+
+
+def _parse(name: str | Path) -> dict[str, Any]:
     if str(name) in TABLES:
         text = resources.files("mvq.accel.cost").joinpath("tables", f"{name}.toml").read_text(encoding="utf-8")
     else:

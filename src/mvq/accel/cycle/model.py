@@ -66,10 +66,11 @@ class Span(NamedTuple):
 def pipeline_depth(spec: AcceleratorSpec) -> int:
     """Cycles from an activation to the partial sum it changes.
 
-    One for each tile that activations pass on their way, the multiplier, the product's routing in a sparse tile, the
-    adder tree over the rows, and the accumulator.
+    One for each tile that activations pass on their way, the multiplier, each two levels of the adder tree over the
+    rows (the first with the routing of products in a sparse tile), and the accumulator.
     """
-    return spec.cols // spec.d + 1 + (spec.tile == "sparse") + (spec.rows - 1).bit_length() + 1
+    levels = (spec.rows - 1).bit_length()
+    return spec.words_per_row + 1 + -(-levels // 2) + 1
 
 
 def load_cycles(spec: AcceleratorSpec, layer: Layer, *, rows: int, columns: int) -> int:
