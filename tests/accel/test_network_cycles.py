@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from mvq.accel.cycle import Actions, Cycles, best_mapping, run_network, stored_bytes
+from mvq.accel.cycle import OBJECTIVES, Actions, Cycles, best_mapping, run_network, stored_bytes
 from mvq.accel.spec import PRESETS, preset
 from mvq.accel.workload import Layer
 from mvq.errors import ConfigError
@@ -75,12 +75,25 @@ def test_weights_that_fit_into_l2_are_read_once():
     assert not run_network(dataclasses.replace(spec, l2_bytes=1 << 17), network()).weights_resident
 
 
-def test_cheapest_and_fastest_mappings_are_that():
+def test_mappings_are_best_by_their_objective():
     spec, layer = preset("ews-64"), network()[1]
-    _, fast, much = best_mapping(spec, layer)
-    _, slow, little = best_mapping(spec, layer, fastest=False, price=lambda _, actions: actions.l1_read_bytes)
-    assert fast.total <= slow.total
-    assert little.l1_read_bytes <= much.l1_read_bytes
+    found = {name: best_mapping(spec, layer, objective=name)[1:] for name in OBJECTIVES}
+    for name, least in OBJECTIVES.items():
+        assert all(least(*found[name]) <= least(*other) for other in found.values())
+    assert found["cycles"][0].total < found["energy"][0].total
+    little = best_mapping(spec, layer, objective=lambda _, actions: actions.l1_read_bytes)[2]
+    assert little.l1_read_bytes <= min(actions.l1_read_bytes for _, actions in found.values())
+    with pytest.raises(ConfigError, match="objective 'speed' is not one of edp, cycles, energy"):
+        best_mapping(spec, layer, objective="speed")
+
+
+@pytest.mark.parametrize("width", ["dma_bits", "weight_port_bits", "dram_gbytes_per_s"])
+@pytest.mark.parametrize("name", ["ws-16", "ews-64", "ews-cms-64"])
+def test_half_the_bandwidth_never_speeds_a_network_up(name, width):
+    spec = preset(name)
+    half = dataclasses.replace(spec, **{width: type(getattr(spec, width))(getattr(spec, width) / 2)})
+    times = [run_network(each, network(), objective="cycles").cycles.total for each in (spec, half)]
+    assert times[0] <= times[1]
 
 
 def test_layers_that_do_not_fit_are_listed_together():

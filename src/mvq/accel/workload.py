@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,8 @@ class Layer:
     index_bits: int | None = None
     lanes: int | None = None
     residual_bytes: int = 0
+    #: Height and width of the output.
+    out_size: tuple[int, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         faults = []
@@ -66,6 +68,7 @@ class Layer:
         if any(not isinstance(v, int) or v < 0 for v in self.padding):
             faults.append(f"padding={self.padding!r} is not of whole numbers of at least 0")
         if not faults:
+            object.__setattr__(self, "out_size", self._out_size())
             if self.c_in % self.groups or self.c_out % self.groups:
                 faults.append(f"groups={self.groups} divides not both {self.c_in} and {self.c_out} channels")
             if min(self.out_size) < 1:
@@ -75,9 +78,7 @@ class Layer:
         if faults:
             raise ConfigError("\n".join(f"layer {self.name!r}: {fault}" for fault in faults))
 
-    @property
-    def out_size(self) -> tuple[int, int]:
-        """Height and width of the output."""
+    def _out_size(self) -> tuple[int, int]:
         top, left, bottom, right = self.padding
         height, width = self.in_size[0] + top + bottom, self.in_size[1] + left + right
         spans = [(k - 1) * d + 1 for k, d in zip(self.kernel, self.dilation, strict=True)]

@@ -2,13 +2,15 @@
 
 from mvq.accel.cycle.actions import Actions, layer_actions, stored_bytes
 from mvq.accel.cycle.model import Cycles, layer_cycles, pipeline_depth
-from mvq.accel.cycle.network import LayerRun, NetworkRun, best_mapping, run_network
+from mvq.accel.cycle.network import OBJECTIVES, LayerRun, NetworkRun, Objective, best_mapping, run_network
 
 __all__ = [
+    "OBJECTIVES",
     "Actions",
     "Cycles",
     "LayerRun",
     "NetworkRun",
+    "Objective",
     "best_mapping",
     "layer_actions",
     "layer_cycles",

@@ -135,6 +135,7 @@ def _lane_fetches(spec: AcceleratorSpec, layer: Layer, b: int, points: list[int]
     return sum(_valid_rows(layer, y) * _columns(layer, tuple(xs), reuse) for y, xs in rows.items() if xs)
 
 
+@functools.lru_cache(maxsize=4096)
 def _valid_rows(layer: Layer, y: int) -> int:
     """Output rows for which a kernel row lies inside the input."""
     offset = y * layer.dilation[0] - layer.padding[0]

@@ -188,15 +188,28 @@ class Timeline:
     def phases(self) -> Iterator[Phase]:
         """One a tile where its input is resident; otherwise one a tile, a group step and an output step."""
         n, resident = self.nest, self.mapping.resident
-        order = [(t, g, k) for t in range(n.tiles.n) for g in range(n.groups.n) for k in range(n.outputs.n)]
-        compute = bubble = weights = 0
-        for i, place in enumerate(order):
-            then = order[i + 1] if i + 1 < len(order) else None
-            span = self.span(*place, None if then is None else self.block(*then, 0, 0))
-            compute, bubble, weights = compute + span.compute, bubble + span.bubble, weights + span.weights
-            if not resident or then is None or then[0] != place[0]:
-                yield Phase(Span(compute, bubble, weights), *self._transfers(*place))
-                compute = bubble = weights = 0
+        for tile in range(n.tiles.n):
+            then = self.block(tile + 1, 0, 0, 0, 0) if tile + 1 < n.tiles.n else None
+            if resident:
+                yield Phase(self._tile_span(tile, then), *self._transfers(tile, 0, 0))
+                continue
+            order = [(g, k) for g in range(n.groups.n) for k in range(n.outputs.n)]
+            for place, following in zip(order, [*order[1:], None], strict=True):
+                after = then if following is None else self.block(tile, *following, 0, 0)
+                yield Phase(self.span(tile, *place, after), *self._transfers(tile, *place))
+
+    def _tile_span(self, tile: int, then: Block | None) -> Span:
+        """All steps over groups and outputs of a tile; steps of a kind are counted, not walked."""
+        n = self.nest
+        parts: list[tuple[int, Span]] = []
+        for g, count in _kinds(n.groups):
+            for k, steps in _steps(n.outputs):
+                parts.append((count * steps, self.span(tile, g, k, self.block(tile, g, k + 1, 0, 0))))
+        last = n.outputs.n - 1
+        for g, steps in _steps(n.groups):
+            parts.append((steps, self.span(tile, g, last, self.block(tile, g + 1, 0, 0, 0))))
+        parts.append((1, self.span(tile, n.groups.n - 1, last, then)))
+        return Span(*(sum(count * part[i] for count, part in parts) for i in range(3)))
 
     def _transfers(self, tile: int, group: int, output: int) -> tuple[int, int]:
         """Cycles of the input of a phase and of its output."""

@@ -13,7 +13,7 @@ from mvq.accel.spec import AcceleratorSpec
 from mvq.accel.workload import Layer
 from mvq.errors import ConfigError
 
-Price = Callable[[Cycles, Actions], float]
+Objective = Callable[[Cycles, Actions], float | tuple[float, ...]]
 #: Of an access, in multiply-accumulates (MVQ, table of access energies).
 _L2_BYTE, _L1_BYTE, _PRF, _ARF, _WRF = 15.0, 6.0, 0.22, 0.11, 0.02
 
@@ -24,6 +24,14 @@ def access_cost(_: Cycles, actions: Actions) -> float:
     moved += _L1_BYTE * (actions.l1_read_bytes + actions.l1_write_bytes)
     moved += _PRF * actions.prf_accesses + _ARF * (actions.arf_reads + actions.arf_writes)
     return moved + _WRF * (actions.wrf_reads + actions.wrf_writes)
+
+
+#: What a mapper makes least: `edp` accesses times cycles, `cycles` (then accesses), `energy` accesses.
+OBJECTIVES: dict[str, Objective] = {
+    "edp": lambda cycles, actions: cycles.total * access_cost(cycles, actions),
+    "cycles": lambda cycles, actions: (cycles.total, access_cost(cycles, actions)),
+    "energy": access_cost,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,37 +82,40 @@ class NetworkRun:
 
 
 def best_mapping(
-    spec: AcceleratorSpec, layer: Layer, *, price: Price = access_cost, fastest: bool = True
+    spec: AcceleratorSpec, layer: Layer, *, objective: Objective | str = "edp"
 ) -> tuple[Mapping, Cycles, Actions]:
-    """The mapping of least price, by default among the fastest.
+    """The mapping for which the objective is least.
 
     Args:
         spec: machine.
         layer: work.
-        price: of a mapping.
-        fastest: only mappings of fewest cycles count.
+        objective: of `OBJECTIVES` by name, or one of yours.
 
     Raises:
-        ConfigError: if none fits.
+        ConfigError: if no mapping fits, or there is no objective of that name.
     """
-    timed = [(mapping, layer_cycles(spec, layer, mapping)) for mapping in candidates(spec, layer)]
-    if not timed:
+    least = _objective(objective)
+    found = [
+        (mapping, layer_cycles(spec, layer, mapping), layer_actions(spec, layer, mapping))
+        for mapping in candidates(spec, layer)
+    ]
+    if not found:
         raise ConfigError(
             f"layer {layer.name!r} does not fit on {spec.name!r}: one output row and its inputs exceed "
             f"l1_bytes={spec.l1_bytes}; give it more L1"
         )
-    fewest = min(cycles.total for _, cycles in timed)
-    counted = [
-        (mapping, cycles, layer_actions(spec, layer, mapping))
-        for mapping, cycles in timed
-        if not fastest or cycles.total == fewest
-    ]
-    return min(counted, key=lambda found: price(*found[1:]))
+    return min(found, key=lambda one: least(*one[1:]))
 
 
-def run_network(
-    spec: AcceleratorSpec, layers: Iterable[Layer], *, price: Price = access_cost, fastest: bool = True
-) -> NetworkRun:
+def _objective(objective: Objective | str) -> Objective:
+    if not isinstance(objective, str):
+        return objective
+    if objective not in OBJECTIVES:
+        raise ConfigError(f"objective {objective!r} is not one of {', '.join(OBJECTIVES)}")
+    return OBJECTIVES[objective]
+
+
+def run_network(spec: AcceleratorSpec, layers: Iterable[Layer], *, objective: Objective | str = "edp") -> NetworkRun:
     """Map and time every layer of a network, for one image of many.
 
     DRAM carries the first input and the last output; weights, unless all of them fit into L2 beside the largest feature
@@ -114,8 +125,7 @@ def run_network(
     Args:
         spec: machine.
         layers: in order; each takes what the one before makes.
-        price: as for `best_mapping`.
-        fastest: as for `best_mapping`.
+        objective: as for `best_mapping`.
 
     Returns:
         One entry a layer.
@@ -123,14 +133,14 @@ def run_network(
     Raises:
         ConfigError: listing every layer that cannot be mapped.
     """
-    todo = list(layers)
+    todo, least = list(layers), _objective(objective)
     found: dict[Layer, tuple[Mapping, Cycles, Actions]] = {}
     faults = []
     for layer in todo:
         shape = dataclasses.replace(layer, name="")
         try:
             if shape not in found:
-                found[shape] = best_mapping(spec, layer, price=price, fastest=fastest)
+                found[shape] = best_mapping(spec, layer, objective=least)
         except ConfigError as error:
             faults.append(str(error))
     if faults:
