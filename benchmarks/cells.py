@@ -1,15 +1,16 @@
-"""How large are the small parts of an array, after synthesis to a cell library?
+"""How large are the small parts of an array after synthesis to a cell library, and how much do they leak?
 
     uv run --group bench python -m benchmarks.cells --liberty FILE.lib[.gz] [--node 45] [--output ROWS.toml]
 
-Yosys maps each part; areas are sums of cells, before placement and wiring, with no constraint on time (the machines run
-at 300 MHz, which the parts meet with room). Multipliers are the smaller of Booth and array form, as both the dense and
-the sparse tile would use it. Prints rows for a cost table, or writes them.
+Yosys maps each part; areas and leakage are sums over cells, before placement and wiring, with no constraint on time
+(the machines run at 300 MHz, which the parts meet with room). Multipliers are the smaller of Booth and array form, as
+both the dense and the sparse tile would use it. Prints rows for a cost table, or writes them.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import gzip
 import importlib.metadata
 import json
@@ -170,11 +171,11 @@ def _table(words: Sequence[int], width: int) -> str:
     )
 
 
-def area_um2(verilog: str, liberty: Path, *, booth: bool) -> float:
-    """Of the cells that a module becomes.
+def synthesise(verilog: str, liberty: Path, *, booth: bool) -> tuple[float, float]:
+    """Area in um2 and leakage in nW of the cells that a module becomes.
 
     Raises:
-        RuntimeError: if Yosys fails or names no area.
+        RuntimeError: if Yosys fails, or leaves something that is no cell.
     """
     source, report = WORK / "top.v", WORK / "area.txt"
     source.write_text(verilog)
@@ -190,11 +191,22 @@ def area_um2(verilog: str, liberty: Path, *, booth: bool) -> float:
     unmapped = re.findall(r"\$_?\w+", text)
     if done.returncode or not found or unmapped:
         raise RuntimeError(f"yosys mapped no such module: {unmapped} {done.stderr.strip()} {text}")
-    return float(found[-1])
+    leakage = leakages(liberty)
+    counts = re.findall(r"^\s*(\d+)\s+[0-9.]+\s+(\w+)\s*$", text, re.MULTILINE)
+    return float(found[-1]), sum(int(n) * leakage[cell] for n, cell in counts if cell in leakage)
 
 
-def rows(liberty: Path, node: float) -> list[dict[str, object]]:
-    """A row of a cost table for every part."""
+@functools.cache
+def leakages(liberty: Path) -> dict[str, float]:
+    """Leakage of each cell of a library in nW."""
+    text = liberty.read_text()
+    assert re.search(r'leakage_power_unit\s*:\s*"1nW"', text), "leakage is not in nW"
+    cells = re.finditer(r"^\s*cell \((\w+)\)(.*?)cell_leakage_power\s*:\s*([0-9.]+)", text, re.MULTILINE | re.DOTALL)
+    return {cell[1]: float(cell[3]) for cell in cells}
+
+
+def rows(liberty: Path, node: float, voltage: float) -> list[dict[str, object]]:
+    """Rows of a cost table for every part: area and leakage."""
     WORK.mkdir(parents=True, exist_ok=True)
     plain = WORK / liberty.name.removesuffix(".gz")
     with (gzip.open if liberty.suffix == ".gz" else open)(liberty, "rb") as packed, plain.open("wb") as out:
@@ -203,23 +215,19 @@ def rows(liberty: Path, node: float) -> list[dict[str, object]]:
     found = []
     for part in parts():
         forms = {
-            booth: area_um2(part.verilog, plain, booth=booth)
+            booth: synthesise(part.verilog, plain, booth=booth)
             for booth in ((False, True) if part.name == "multiply" else (False,))
         }
-        booth, area = min(forms.items(), key=lambda item: item[1])
-        form = ", Booth" if booth else ""
-        row = {
-            "part": part.name,
-            "kind": "area",
-            "value": round(area / part.units, 4),
-            "unit": "um2",
-            "node_nm": node,
+        booth, (area, leakage) = min(forms.items(), key=lambda item: item[1])
+        rest = {
             "per": part.per,
-            "conditions": part.conditions + form,
+            "conditions": part.conditions + (", Booth" if booth else ""),
             "source": f"synthesis by yosys {version} to {plain.stem}, benchmarks.cells",
         }
-        print(f"{part.name:<20} {area:>12.1f} um2, {row['value']:>10} a {part.per}{form}", file=sys.stderr, flush=True)
-        found.append(row)
+        print(f"{part.name:<20} {area:>10.1f} um2 {leakage:>10.1f} nW for {part.units} {part.per}", file=sys.stderr)
+        size = {"kind": "area", "value": round(area / part.units, 4), "unit": "um2", "node_nm": node}
+        leak = {"kind": "leakage", "value": round(leakage / part.units * 1e-3, 7), "unit": "uW", "node_nm": node}
+        found += [{"part": part.name, **size, **rest}, {"part": part.name, **leak, "voltage": voltage, **rest}]
     return found
 
 
@@ -227,11 +235,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--liberty", type=Path, required=True, metavar="FILE", help="cell library, may be gzip")
     parser.add_argument("--node", type=float, default=45.0, metavar="NM", help="technology of the library")
+    parser.add_argument("--voltage", type=float, default=1.1, metavar="V", help="that its leakage is given at")
     parser.add_argument("--output", type=Path, metavar="TOML", help="write here instead of to the screen")
     args = parser.parse_args(argv)
     text = "\n".join(
         "[[row]]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in row.items())
-        for row in rows(args.liberty, args.node)
+        for row in rows(args.liberty, args.node, args.voltage)
     )
     if args.output is None:
         print(text)

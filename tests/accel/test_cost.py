@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mvq.accel.cost import CostTable, area, energy
-from mvq.accel.cost.area import route_candidates, tree_bits
+from mvq.accel.cost.area import parts, route_candidates, tree_bits
 from mvq.accel.cost.scaling import area_factor, energy_factor
 from mvq.accel.cycle import run_network
 from mvq.accel.spec import PRESETS, preset
@@ -221,3 +221,22 @@ def test_codewords_in_memory_are_read_from_memory():
     assert read.total_pj == pytest.approx(runs["sram"].actions.crf_reads * 128 * memory.read_pj / memory.width_bits)
     (copies,) = [e for e in area(runs["sram"].spec, table).entries if e.what == "codebook, copies"]
     assert copies.total_um2 == pytest.approx(4 * memory.area_mm2 * 1e6)
+
+
+def test_leakage_goes_with_area_time_and_voltage():
+    table, spec = CostTable.load("cited"), preset("ews-64")
+    bill = energy(run_network(spec, LAYERS), table)
+    leaking = {entry.what: entry for entry in bill.entries if entry.level == "leakage"}
+    assert set(leaking) == {f"{part}, us" for part in ("array", "registers", "loader", "output", "L1", "L2")}
+    assert all(entry.count == pytest.approx(bill.seconds * 1e6) for entry in leaking.values())
+    lines = [line for line in parts(spec) if line[0] == "registers"]
+    milliwatts = sum(n * scale * table.get(part, "leakage").value for _, _, n, part, scale in lines)
+    assert leaking["registers, us"].pj == pytest.approx(milliwatts * 1e3)
+    assert leaking["L2, us"].pj == pytest.approx(88.077e3)
+    assert "leakage" not in {e.level for e in energy(run_network(spec, LAYERS), CostTable.load("published")).entries}
+    values = [
+        CostTable.load("cells", node_nm=node, voltage=volts).get("multiply", "leakage").value
+        for node, volts in ((45, 1.1), (45, 0.55), (65, 1.1))
+    ]
+    assert values[1] == pytest.approx(values[0] / 2)
+    assert values[2] == pytest.approx(values[0] / 0.66)

@@ -30,7 +30,7 @@ def test_sizes_of_the_published_machine():
     assert preset("ews-64").word_bits == 16 * 8
     assert preset("ews-c-64").word_bits == 10
     assert preset("ews-nm-64").word_bits == 4 * 8 + 11
-    assert preset("ews-p-64").codebook_bits == 1024 * 4 * 8
+    assert preset("ews-p-64").codebook_bits == 512 * 4 * 8
 
 
 def test_a_file_may_start_from_a_preset(tmp_path):

@@ -89,3 +89,10 @@ def test_commands(network, tmp_path):
     lines = runner.invoke(app, ["compare", str(path), "--csv", "--arch", "ews-64", "--arch", "ews-cms-64"]).output
     assert len(lines.splitlines()) == 3
     assert runner.invoke(app, ["simulate", str(path), "--arch", "none"]).exit_code == 1
+
+
+def test_codebooks_that_exceed_the_machine_are_named():
+    layer = Layer(name="a", c_in=16, c_out=48, compressed=True, pattern=Pattern(4, 16), index_bits=10)
+    with pytest.raises(ConfigError, match=r"its indices have 10 bits, those of n_codewords=512 fewer"):
+        run_network(preset("ews-cms-64"), [layer])
+    assert run_network(preset("ews-64"), [layer]).cycles.total > 0

@@ -248,7 +248,7 @@ def preset(name: str) -> AcceleratorSpec:
 
     Names are `KIND-SIDE`: `ws`, `ews` (int8 weights), `ews-nm` (kept int8 weights and masks), `ews-c` (common vector
     quantization, k = 1024, d = 8), `ews-cm` (MVQ, dense tile), `ews-cms` and `ws-cms` (MVQ, sparse tile; 4:16, k = 512,
-    d = 16), `ews-p` (the same with 1024 packed codewords in SRAM and a table of positions).
+    d = 16), `ews-p` (the same with packed codewords and a table of positions).
 
     Raises:
         ConfigError: if there is none of that name.
@@ -276,7 +276,7 @@ _KINDS: dict[str, Callable[[AcceleratorSpec], AcceleratorSpec]] = {
     "ews-cm": _changed(tile="dense"),
     "ews-cms": _changed(),
     "ws-cms": _changed(**_WS),
-    "ews-p": _changed(codewords="packed", n_codewords=1024, codebook_memory="sram", mask_decode="position-lut"),
+    "ews-p": _changed(codewords="packed", mask_decode="position-lut"),
 }
 PRESETS = tuple(f"{kind}-{side}" for kind in _KINDS for side in _SIDES)
 

@@ -147,8 +147,11 @@ class Layer:
         """Why the machine cannot take the weights as they are stored; None if it can."""
         if self.uses_masks(spec) and spec.d % self.pattern.group:
             return f"pattern {self.pattern} does not fit subvectors of d={spec.d}"
-        if self.compressed and spec.weights == "mvq" and spec.d % (self.lanes or spec.d):
-            return f"its subvectors have {self.lanes} lanes, of which d={spec.d} is no multiple"
+        if self.compressed and spec.weights == "mvq":
+            if spec.d % (self.lanes or spec.d):
+                return f"its subvectors have {self.lanes} lanes, of which d={spec.d} is no multiple"
+            if (self.index_bits or 0) > spec.index_bits:
+                return f"its indices have {self.index_bits} bits, those of n_codewords={spec.n_codewords} fewer"
         return None
 
     def passes(self, spec: AcceleratorSpec) -> int:

@@ -91,7 +91,7 @@ def area(spec: AcceleratorSpec, table: CostTable) -> Area:
         ConfigError: if the table lacks a row or memories.
     """
     found = []
-    for level, what, count, part, scale in (*_array(spec), *_registers(spec), *_loader(spec), *_output(spec)):
+    for level, what, count, part, scale in parts(spec):
         row = table.get(part, "area")
         source = f"{row.source}: {row.cited} a {row.per}" + (f", {row.conditions}" * bool(row.conditions))
         found.append(AreaEntry(level, what, count, row.value * scale, source))
@@ -106,6 +106,14 @@ def area(spec: AcceleratorSpec, table: CostTable) -> Area:
 
 #: Level, what, count, row of the table, factor on it.
 Line = tuple[str, str, float, str, float]
+
+
+def parts(spec: AcceleratorSpec) -> Iterator[Line]:
+    """What the logic of a machine consists of."""
+    yield from _array(spec)
+    yield from _registers(spec)
+    yield from _loader(spec)
+    yield from _output(spec)
 
 
 def tree_bits(rows: int, width: int) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mvq.accel.cost.area import tree_bits
+from mvq.accel.cost.area import parts, tree_bits
 from mvq.accel.cost.table import CostTable, Memory, Row
 from mvq.accel.cycle import Actions, NetworkRun
 from mvq.accel.spec import AcceleratorSpec
@@ -92,6 +92,8 @@ def energy(run: NetworkRun, table: CostTable, *, activation_zeros: float = 0.0) 
     """
     actions = run.actions
     entries = [*_logic(run.spec, actions, table, activation_zeros), *_memories(run, actions, table)]
+    if table.leakage:
+        entries += _leakage(run, table)
     return Bill(tuple(entries), run.seconds, actions.dense_macs, actions.nonzero_macs)
 
 
@@ -139,15 +141,31 @@ def _memories(run: NetworkRun, actions: Actions, table: CostTable) -> Iterator[E
         source = table.memory_line(memory)
         yield Entry(level, "bytes read", read, 8 * memory.read_pj / memory.width_bits, source)
         yield Entry(level, "bytes written", written, 8 * memory.write_pj / memory.width_bits, source)
-        yield Entry("leakage", f"{level}, us", run.seconds * 1e6, memory.leak_mw * 1e3, source)
     if spec.has_codebook and spec.codebook_memory == "sram":
         memory = table.sram(spec.codebook_bits // 8)
         source, read = table.memory_line(memory), actions.crf_reads * spec.codeword_width * spec.weight_bits
         yield Entry("loader", "codeword bits", read, memory.read_pj / memory.width_bits, source)
-        leak = memory.leak_mw * 1e3 * spec.words_per_row
-        yield Entry("leakage", "codebook, us", run.seconds * 1e6, leak, source)
     moved = actions.dram_read_bytes + actions.dram_write_bytes
     yield _entry("DRAM", "bytes", moved, table.get("dram_byte", "energy"))
+
+
+def _leakage(run: NetworkRun, table: CostTable) -> Iterator[Entry]:
+    """Of logic, by level of its area, and of memories; a mW leaks 1000 pJ in a us."""
+    spec, us = run.spec, run.seconds * 1e6
+    logic: dict[str, float] = {}
+    sources: dict[str, None] = {}
+    for level, _, count, part, scale in parts(spec):
+        row = table.get(part, "leakage")
+        logic[level] = logic.get(level, 0.0) + count * scale * row.value
+        sources[row.source] = None
+    for level, milliwatts in logic.items():
+        yield Entry("leakage", f"{level}, us", us, milliwatts * 1e3, "; ".join(sources))
+    memories = [("L1", spec.l1_bytes, 1), ("L2", spec.l2_bytes, 1)]
+    if spec.has_codebook and spec.codebook_memory == "sram":
+        memories.append(("codebook", spec.codebook_bits // 8, spec.words_per_row))
+    for level, size, copies in memories:
+        memory = table.sram(size)
+        yield Entry("leakage", f"{level}, us", us, copies * memory.leak_mw * 1e3, table.memory_line(memory))
 
 
 def _entry(level: str, what: str, count: float, row: Row) -> Entry:

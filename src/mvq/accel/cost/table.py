@@ -1,6 +1,7 @@
 """Tables of what an action costs and how large a component is: value, unit, node, conditions and source of each.
 
 A number with a node is brought to the node and voltage that are asked for, one without, such as that of DRAM, stays.
+Leakage goes with area and voltage.
 """
 
 from __future__ import annotations
@@ -78,6 +79,7 @@ class CostTable:
         memories: sizes known, at that node.
         memory_source: where they come from.
         memory_nodes: technologies that memories are known at, which are not scaled.
+        leakage: whether energies of this table take leakage into account.
     """
 
     name: str
@@ -87,6 +89,7 @@ class CostTable:
     memories: tuple[Memory, ...]
     memory_source: str
     memory_nodes: tuple[float, ...] = ()
+    leakage: bool = True
 
     def get(self, part: str, kind: str) -> Row:
         """A row.
@@ -177,7 +180,8 @@ class CostTable:
             raise ConfigError("\n".join(f"cost table {name!r}: {fault}" for fault in faults))
         here = tuple(memory for node, memory in memories if node == node_nm)
         nodes = tuple(sorted({node for node, _ in memories}))
-        return cls(name, node_nm, voltage, rows, here, str(data.get("memory_source", "")), nodes)
+        source, leakage = str(data.get("memory_source", "")), bool(data.get("leakage", True))
+        return cls(name, node_nm, voltage, rows, here, source, nodes, leakage)
 
 
 def _read(name: str | Path, extending: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -231,6 +235,8 @@ def _row(entry: Mapping[str, Any], node_nm: float, voltage: float) -> Row:
     value = entry["value"] * _UNITS[entry["kind"]][entry["unit"]]
     if at is not None and entry["kind"] == "area":
         value *= area_factor(at, node_nm)
+    elif at is not None and entry["kind"] == "leakage":
+        value *= area_factor(at, node_nm) * voltage / entry["voltage"]
     elif at is not None and volts is not None:
         value *= energy_factor(at, volts, node_nm, voltage)
     cited = f"{entry['value']:g} {entry['unit']}" + (f" at {at:g} nm" if at is not None else "")
