@@ -13,6 +13,7 @@ few input channels, `fold` kernel points lie side by side on the rows and count 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -96,6 +97,7 @@ class Nest:
     tiles: Extent
 
 
+@functools.lru_cache(maxsize=16)
 def nest(spec: AcceleratorSpec, layer: Layer, mapping: Mapping) -> Nest:
     """The loops of a layer.
 

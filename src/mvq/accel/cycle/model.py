@@ -102,17 +102,17 @@ def layer_cycles(spec: AcceleratorSpec, layer: Layer, mapping: Mapping) -> Cycle
         ConfigError: if the mapping does not fit.
     """
     line = Timeline(spec, layer, mapping)
-    phases = list(line.phases())
+    phases = [part for count, phase in line.phases() for part in _ends(count, phase)]
     codebook = -(-layer.codebook_bits(spec) // spec.weight_port_bits)
     weights = codebook + line.block(0, 0, 0, 0, 0).load
-    memory = max(phases[0].load - weights, 0) + phases[-1].store
+    memory = max(phases[0][1].load - weights, 0) + phases[-1][1].store
     compute = bubble = 0
-    for i, phase in enumerate(phases):
-        beside = (phases[i + 1].load if i + 1 < len(phases) else 0) + (phases[i - 1].store if i else 0)
-        memory += max(beside - sum(phase.span), 0)
-        compute += phase.span.compute
-        bubble += phase.span.bubble
-        weights += phase.span.weights
+    for i, (count, phase) in enumerate(phases):
+        beside = (phases[i + 1][1].load if i + 1 < len(phases) else 0) + (phases[i - 1][1].store if i else 0)
+        memory += count * max(beside - sum(phase.span), 0)
+        compute += count * phase.span.compute
+        bubble += count * phase.span.bubble
+        weights += count * phase.span.weights
     return Cycles(compute=compute, bubble=bubble, weights=weights, memory=memory)
 
 
@@ -179,24 +179,41 @@ class Timeline:
                 pair = self.block(tile, group, output, i, ends), self.block(tile, group, output, i + 1, 0)
                 parts.append((steps, *pair))
             parts.append((1, self.block(tile, group, output, n.inputs.n - 1, ends), after))
-            compute = sum(count * here.compute for count, here, _ in parts)
-            bubble = sum(count * self._bubble(here, then) for count, here, then in parts)
-            weights = sum(count * self._wait(here, then) for count, here, then in parts)
+            compute = bubble = weights = 0
+            for count, here, then in parts:
+                compute += count * here.compute
+                bubble += count * self._bubble(here, then)
+                weights += count * self._wait(here, then)
             self._spans[key] = Span(compute, bubble, weights)
         return self._spans[key]
 
-    def phases(self) -> Iterator[Phase]:
-        """One a tile where its input is resident; otherwise one a tile, a group step and an output step."""
-        n, resident = self.nest, self.mapping.resident
+    def phases(self) -> Iterator[tuple[int, Phase]]:
+        """How many there are in a row, and one of them.
+
+        One a tile where its input is resident; otherwise one a tile, a group step and an output step.
+        """
+        n = self.nest
+        known: dict[tuple[int, Block | None, int], list[tuple[int, Phase]]] = {}
         for tile in range(n.tiles.n):
             then = self.block(tile + 1, 0, 0, 0, 0) if tile + 1 < n.tiles.n else None
-            if resident:
-                yield Phase(self._tile_span(tile, then), *self._transfers(tile, 0, 0))
-                continue
-            order = [(g, k) for g in range(n.groups.n) for k in range(n.outputs.n)]
-            for place, following in zip(order, [*order[1:], None], strict=True):
-                after = then if following is None else self.block(tile, *following, 0, 0)
-                yield Phase(self.span(tile, *place, after), *self._transfers(tile, *place))
+            rows = input_rows(self.layer, tile * n.tiles.full, n.tiles.size(tile))
+            key = (n.tiles.size(tile), then, rows)
+            if key not in known:
+                known[key] = list(self._tile_phases(tile, then, rows))
+            yield from known[key]
+
+    def _tile_phases(self, tile: int, then: Block | None, rows: int) -> Iterator[tuple[int, Phase]]:
+        n = self.nest
+        if self.mapping.resident:
+            yield 1, Phase(self._tile_span(tile, then), *self._transfers(tile, 0, 0, rows))
+            return
+        last = n.outputs.n - 1
+        for g in range(n.groups.n):
+            for k, steps in _steps(n.outputs):
+                after = self.block(tile, g, k + 1, 0, 0)
+                yield steps, Phase(self.span(tile, g, k, after), *self._transfers(tile, g, k, rows))
+            after = then if g + 1 == n.groups.n else self.block(tile, g + 1, 0, 0, 0)
+            yield 1, Phase(self.span(tile, g, last, after), *self._transfers(tile, g, last, rows))
 
     def _tile_span(self, tile: int, then: Block | None) -> Span:
         """All steps over groups and outputs of a tile; steps of a kind are counted, not walked."""
@@ -211,18 +228,17 @@ class Timeline:
         parts.append((1, self.span(tile, n.groups.n - 1, last, then)))
         return Span(*(sum(count * part[i] for count, part in parts) for i in range(3)))
 
-    def _transfers(self, tile: int, group: int, output: int) -> tuple[int, int]:
-        """Cycles of the input of a phase and of its output."""
+    def _transfers(self, tile: int, group: int, output: int, rows: int) -> tuple[int, int]:
+        """Cycles of the input of a phase, which is of so many rows, and of its output."""
         n, layer = self.nest, self.layer
-        rows = n.tiles.size(tile)
         if self.mapping.resident:
             taken, made = layer.c_in, layer.c_out
         else:
             taken = n.inputs.total * n.groups.size(group)
             made = n.outputs.size(output) * n.groups.size(group)
-        positions = rows * self.width
+        positions = n.tiles.size(tile) * self.width
         added = -(-layer.residual_bytes * positions * made // layer.output_bytes)
-        load = input_rows(layer, tile * n.tiles.full, rows) * layer.in_size[1] * taken + added
+        load = rows * layer.in_size[1] * taken + added
         return transfer_cycles(self.spec, load), transfer_cycles(self.spec, positions * made)
 
     def _bubble(self, here: Block, then: Block | None) -> int:
@@ -233,6 +249,11 @@ class Timeline:
         if then is None:
             return 0
         return max(then.load - max(here.compute, self.depth), 0) if self.mapping.overlapped else then.load
+
+
+def _ends(count: int, phase: Phase) -> list[tuple[int, Phase]]:
+    """Equal phases in a row: the first and the last have other neighbours than those between."""
+    return [(1, phase)] * count if count <= 3 else [(1, phase), (count - 2, phase), (1, phase)]
 
 
 def _kinds(extent: Extent) -> list[tuple[int, int]]:
