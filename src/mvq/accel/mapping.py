@@ -219,7 +219,8 @@ def candidates(spec: AcceleratorSpec, layer: Layer) -> Iterator[Mapping]:
             start = Mapping(d=d, fold=fold, overlapped=overlapped)
             for b in _upto(min(most_b, room // d, spec.arf_entries // steps_together(spec, layer, start))):
                 sizes += [(a, b, d) for a in _upto(min(most_a, room // (d * b)))]
-        for a, b, d in _maximal(sizes):
+        # The least one, too: a layer waits for its first load, which is shortest then.
+        for a, b, d in sorted({*_maximal(sizes), *sizes[:1]}):
             for resident in (True, False):
                 start = Mapping(a=a, b=b, d=d, fold=fold, resident=resident, overlapped=overlapped)
                 yield from _tiled(spec, layer, start)
