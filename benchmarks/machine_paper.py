@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torchvision
-from rich.progress import track
 
 from benchmarks.table import RESULTS, write_csv
 from mvq.accel.cost import Area, Bill, CostTable, area, energy
@@ -30,6 +29,7 @@ from mvq.accel.shapes import shapes_of
 from mvq.accel.spec import preset
 from mvq.accel.workload import Layer
 from mvq.patterns import Pattern
+from mvq.progress import track
 from mvq.tasks.networks.mobilenet_v1 import MobileNetV1
 
 SIDES = (16, 32, 64)

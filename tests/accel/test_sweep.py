@@ -1,16 +1,19 @@
 """Sweeps over machines."""
 
 import dataclasses
+import json
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from mvq.accel.cost import CostTable, energy
 from mvq.accel.cycle import run_network
 from mvq.accel.spec import preset
 from mvq.accel.sweep import Point, grid, pareto, sweep
 from mvq.accel.workload import Layer
+from mvq.cli.app import app
 from mvq.errors import ConfigError
 from mvq.patterns import Pattern
 
@@ -60,3 +63,30 @@ def test_the_pareto_front_is_what_nothing_dominates(goods):
         if not any(other != mine and all(x <= y for x, y in zip(other, mine, strict=True)) for other in goods)
     ]
     assert pareto(points) == front
+
+
+HEADER = "Layer name, IFMAP Height, IFMAP Width, Filter Height, Filter Width, Channels, Num Filter, Strides,\n"
+
+
+def test_the_command_shows_the_best_and_lists_all(tmp_path):
+    path = tmp_path / "net.csv"
+    path.write_text(HEADER + "one, 16, 16, 3, 3, 3, 32, 1,\ntwo, 16, 16, 3, 3, 32, 64, 1,\n")
+    vary = ["--vary", "rows=16,32", "--vary", "pattern=4:16,2:8", "--vary", "zero_gating=true,false"]
+    base = ["sweep", str(path), "--pattern", "4:16", "--arch", "ews-p-16"]
+    done = CliRunner().invoke(app, [*base, *vary, "--json"])
+    assert done.exit_code == 0, done.output
+    rows = json.loads(done.stdout)
+    assert len(rows) == 8
+    assert {row["machine"] for row in rows if row["pareto"]} < {row["machine"] for row in rows}
+    shown = CliRunner().invoke(app, [*base, *vary])
+    assert shown.exit_code == 0
+    assert all((row["machine"] in shown.stdout) == row["pareto"] for row in rows)
+    lines = CliRunner().invoke(app, [*base, *vary, "--csv"]).stdout.splitlines()
+    assert (len(lines), lines[0]) == (9, "machine,cycles,ms,chip_uj,total_uj,array_mm2,total_mm2,pareto")
+    wrong = CliRunner().invoke(app, [*base, "--vary", "rows"])
+    assert wrong.exit_code == 1
+    assert "give each field once, as FIELD=VALUE,VALUE" in wrong.output
+    none = CliRunner().invoke(app, [*base, "--vary", "l1_bytes=8"])
+    assert none.exit_code == 1
+    assert "no machine can take the network" in none.output
+    assert "layer 'one' does not fit" in none.output

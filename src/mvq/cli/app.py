@@ -375,6 +375,40 @@ def compare(
     simulating.compare(network, arch or _ARCHES, table=table, pattern=pattern, as_json=as_json, as_csv=as_csv)
 
 
+@app.command(
+    "sweep",
+    epilog="[bold]Examples[/bold]\n\nmvq sweep r18-int8.mvq --vary rows=16,32,64 --vary cols=16,32,64 --jobs 2\n\n"
+    "mvq sweep resnet18.csv --pattern 4:16 --vary n_codewords=128,256,512 --vary l1_bytes=65536,131072 --csv",
+)
+def sweep(
+    network: _NetworkFile,
+    vary: Annotated[
+        list[str], typer.Option("--vary", help="A field of the machine and its values; repeat.", metavar="FIELD=V,V")
+    ],
+    arch: Annotated[str, typer.Option("--arch", help="What to start from: a preset, or a .toml file.")] = "ews-p-64",
+    table: _MachineTable = "cited",
+    pattern: _PatternOption = "1:1",
+    objective: Annotated[str, typer.Option("--objective", help="Of mappings: edp, cycles or energy.")] = "edp",
+    jobs: Annotated[int, typer.Option("--jobs", "-j", help="Processes.", min=1)] = 1,
+    as_json: JsonOption = False,
+    as_csv: _CsvOption = False,
+) -> None:
+    """Model a network on every combination of values, and show the best in time, energy and area."""
+    from mvq.cli import simulating
+
+    simulating.sweep(
+        network,
+        arch,
+        vary,
+        table=table,
+        pattern=pattern,
+        objective=objective,
+        jobs=jobs,
+        as_json=as_json,
+        as_csv=as_csv,
+    )
+
+
 @app.command("recipes", epilog="[bold]Example[/bold]\n\nmvq recipes mvq-22x > my.toml")
 def recipes(
     name: Annotated[str | None, typer.Argument(help="Print this preset as TOML.", metavar="[NAME]")] = None,

@@ -1,9 +1,10 @@
-"""`mvq simulate` and `mvq compare`."""
+"""`mvq simulate`, `mvq compare` and `mvq sweep`."""
 
 from __future__ import annotations
 
 import csv
 import sys
+import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,10 +14,13 @@ from mvq.accel.cost import Bill, CostTable, energy
 from mvq.accel.cycle import NetworkRun, run_network
 from mvq.accel.network import load
 from mvq.accel.spec import AcceleratorSpec, preset
+from mvq.accel.sweep import Point, grid, pareto
+from mvq.accel.sweep import sweep as run_sweep
 from mvq.accel.workload import Layer, as_the_machine_stores, layers_of, read_topology
-from mvq.cli.output import console, make_table, print_json
+from mvq.cli.output import console, make_table, note, print_json
 from mvq.errors import ConfigError
 from mvq.patterns import Pattern
+from mvq.progress import track
 
 
 def simulate(network: Path, arch: str, *, table: str, pattern: str, explain: bool, as_json: bool, as_csv: bool) -> None:
@@ -90,6 +94,84 @@ def compare(network: Path, archs: Sequence[str], *, table: str, pattern: str, as
         for row in found:
             shown.add_row(row["machine"], *(f"{row[key]:,.2f}" for key in names))
         console().print(shown)
+
+
+def sweep(
+    network: Path,
+    arch: str,
+    vary: Sequence[str],
+    *,
+    table: str,
+    pattern: str,
+    objective: str,
+    jobs: int,
+    as_json: bool,
+    as_csv: bool,
+) -> None:
+    """One network on a grid of machines; the table shows those that no other one is better than.
+
+    Raises:
+        MvqError: on wrong input.
+    """
+    specs, left_out = grid(_spec(arch), _axes(vary))
+    layers = [as_the_machine_stores(layer) for layer in _layers(network, pattern)]
+    running = run_sweep(specs, layers, CostTable.load(table), objective=objective, jobs=jobs)
+    found = list(track(running, "machines", total=len(specs)))
+    points = [point for point in found if not isinstance(point, ConfigError)]
+    for fault in [*left_out, *(str(point) for point in found if isinstance(point, ConfigError))]:
+        note(f"left out: {fault}")
+    if not points:
+        raise ConfigError("sweep: no machine can take the network; the lines above say why")
+    best = pareto(points)
+    rows = [{"machine": point.spec.name, **_goods(point), "pareto": point in best} for point in points]
+    if as_json:
+        print_json(rows)
+    elif as_csv:
+        _write_csv(rows)
+    else:
+        names = {
+            "ms": "ms",
+            "chip_uj": "chip uJ",
+            "total_uj": "with DRAM",
+            "array_mm2": "array mm2",
+            "total_mm2": "mm2",
+        }
+        title = f"{network.name}: the best of {len(points)} machines, modelled, table {table}"
+        shown = make_table(title, [("machine", "<"), *((n, ">") for n in names.values())])
+        for row in rows:
+            if row["pareto"]:
+                shown.add_row(row["machine"], *(f"{row[key]:,.3g}" for key in names))
+        console().print(shown)
+
+
+def _goods(point: Point) -> dict[str, Any]:
+    return {
+        "cycles": point.cycles,
+        "ms": point.seconds * 1e3,
+        "chip_uj": point.chip_pj * 1e-6,
+        "total_uj": point.total_pj * 1e-6,
+        "array_mm2": point.array_mm2,
+        "total_mm2": point.total_mm2,
+    }
+
+
+def _axes(vary: Sequence[str]) -> dict[str, list[Any]]:
+    """`rows=16,32` as a field and its values."""
+    axes: dict[str, list[Any]] = {}
+    for text in vary:
+        key, equals, values = text.partition("=")
+        if not equals or key in axes:
+            raise ConfigError(f"--vary {text!r}: give each field once, as FIELD=VALUE,VALUE, such as rows=16,32,64")
+        axes[key] = [_value(value) for value in values.split(",") if value]
+    return axes
+
+
+def _value(text: str) -> Any:
+    """A number, true or false as TOML has them; otherwise a text."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
 
 
 def _spec(arch: str) -> AcceleratorSpec:
