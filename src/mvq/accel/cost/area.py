@@ -6,7 +6,7 @@ in bits and gates. Controller, DMA engine and interconnect are not modelled.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from mvq.accel.cost.table import CostTable
@@ -16,6 +16,10 @@ from mvq.accel.spec import AcceleratorSpec
 AREA_LEVELS = ("array", "registers", "loader", "output", "L1", "L2")
 #: Multipliers of 8 by 8 bits in one of 32 by 32, as requantization has.
 _WIDE_MULTIPLIER = 16
+
+
+#: Level, what, count, row of the table, factor on it.
+Line = tuple[str, str, float, str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,22 +94,27 @@ def area(spec: AcceleratorSpec, table: CostTable) -> Area:
     Raises:
         ConfigError: if the table lacks a row or memories.
     """
-    found = []
-    for level, what, count, part, scale in parts(spec):
-        row = table.get(part, "area")
-        source = f"{row.source}: {row.cited} a {row.per}" + (f", {row.conditions}" * bool(row.conditions))
-        found.append(AreaEntry(level, what, count, row.value * scale, source))
+    found = list(priced(parts(spec), table))
     memories = [("L1", "memory", 1, spec.l1_bytes), ("L2", "memory", 1, spec.l2_bytes)]
     if spec.has_codebook and spec.codebook_memory == "sram":
         memories.append(("loader", "codebook, copies", spec.words_per_row, spec.codebook_bits // 8))
     for level, what, count, size in memories:
         memory = table.sram(size)
         found.append(AreaEntry(level, what, count, memory.area_mm2 * 1e6, table.memory_line(memory)))
-    return Area(tuple(entry for entry in found if entry.count))
+    return Area(tuple(found))
 
 
-#: Level, what, count, row of the table, factor on it.
-Line = tuple[str, str, float, str, float]
+def priced(lines: Iterable[Line], table: CostTable) -> Iterator[AreaEntry]:
+    """Parts with their areas.
+
+    Raises:
+        ConfigError: if the table lacks a row.
+    """
+    for level, what, count, part, scale in lines:
+        row = table.get(part, "area")
+        source = f"{row.source}: {row.cited} a {row.per}" + (f", {row.conditions}" * bool(row.conditions))
+        if count:
+            yield AreaEntry(level, what, count, row.value * scale, source)
 
 
 def parts(spec: AcceleratorSpec) -> Iterator[Line]:

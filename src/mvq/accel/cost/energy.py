@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from mvq.accel.cost.area import parts, tree_bits
+from mvq.accel.cost.area import Line, parts, tree_bits
 from mvq.accel.cost.table import CostTable, Memory, Row
 from mvq.accel.cycle import Actions, NetworkRun
 from mvq.accel.spec import AcceleratorSpec
@@ -90,28 +90,43 @@ def energy(run: NetworkRun, table: CostTable, *, activation_zeros: float = 0.0) 
     Raises:
         ConfigError: if the table lacks a row.
     """
-    actions = run.actions
-    entries = [*_logic(run.spec, actions, table, activation_zeros), *_memories(run, actions, table)]
-    if table.leakage:
-        entries += _leakage(run, table)
+    actions, spec = run.actions, run.spec
+    # A dense tile holds the zeros of the masks, too.
+    active = actions.nonzero_macs * (1 - activation_zeros) if spec.zero_gating else actions.macs
+    entries = list(datapath(actions, active, _pipeline_bits(spec, actions, active), table))
+    entries += [*_codebook(spec, actions, table), *memories(spec, actions, table)]
+    entries += leakage(spec, parts(spec), run.seconds, table)
     return Bill(tuple(entries), run.seconds, actions.dense_macs, actions.nonzero_macs)
 
 
-def _logic(spec: AcceleratorSpec, actions: Actions, table: CostTable, zeros: float) -> Iterator[Entry]:
-    # A dense tile holds the zeros of the masks, too.
-    active = actions.nonzero_macs * (1 - zeros) if spec.zero_gating else actions.macs
-    yield _entry("array", "multiplications", active, table.get("multiply", "energy"))
-    yield _entry("array", "additions", active, table.get("add", "energy"))
+def datapath(actions: Actions, active: float, pipeline_bits: float, table: CostTable) -> Iterator[Entry]:
+    """Multipliers, adders and registers.
+
+    Args:
+        actions: counts.
+        active: multiplications whose operands are not held.
+        pipeline_bits: clocked; free where the table has no cost of them.
+        table: costs.
+    """
+    yield entry("array", "multiplications", active, table.get("multiply", "energy"))
+    yield entry("array", "additions", active, table.get("add", "energy"))
     if ("flip_flop_bit", "energy") in table.rows:
-        yield _entry(
-            "array", "pipeline bits", _pipeline_bits(spec, actions, active), table.get("flip_flop_bit", "energy")
-        )
-    yield _entry("registers", "weights", actions.wrf_reads + actions.wrf_writes, table.get("wrf_access", "energy"))
-    yield _entry("registers", "activations", actions.arf_reads + actions.arf_writes, table.get("arf_access", "energy"))
-    yield _entry("registers", "partial sums", actions.prf_accesses, table.get("prf_access", "energy"))
-    if spec.has_codebook and spec.codebook_memory == "registers":
-        values = actions.crf_reads * spec.codeword_width
-        yield _entry("loader", "codeword values", values, table.get("crf_access", "energy"))
+        yield entry("array", "pipeline bits", pipeline_bits, table.get("flip_flop_bit", "energy"))
+    yield entry("registers", "weights", actions.wrf_reads + actions.wrf_writes, table.get("wrf_access", "energy"))
+    yield entry("registers", "activations", actions.arf_reads + actions.arf_writes, table.get("arf_access", "energy"))
+    yield entry("registers", "partial sums", actions.prf_accesses, table.get("prf_access", "energy"))
+
+
+def _codebook(spec: AcceleratorSpec, actions: Actions, table: CostTable) -> Iterator[Entry]:
+    if not spec.has_codebook:
+        return
+    values = actions.crf_reads * spec.codeword_width
+    if spec.codebook_memory == "registers":
+        yield entry("loader", "codeword values", values, table.get("crf_access", "energy"))
+    else:
+        memory = table.sram(spec.codebook_bits // 8)
+        each = memory.read_pj / memory.width_bits
+        yield Entry("loader", "codeword bits", values * spec.weight_bits, each, table.memory_line(memory))
 
 
 def _pipeline_bits(spec: AcceleratorSpec, actions: Actions, active: float) -> float:
@@ -126,8 +141,8 @@ def _pipeline_bits(spec: AcceleratorSpec, actions: Actions, active: float) -> fl
     return active * (spec.weight_bits + product) + passed + actions.prf_accesses * tree
 
 
-def _memories(run: NetworkRun, actions: Actions, table: CostTable) -> Iterator[Entry]:
-    spec = run.spec
+def memories(spec: AcceleratorSpec, actions: Actions, table: CostTable) -> Iterator[Entry]:
+    """L1, L2 and DRAM, of the sizes of a machine."""
     levels = {
         "L1": (spec.l1_bytes, actions.l1_read_bytes, actions.l1_write_bytes),
         "L2": (spec.l2_bytes, actions.l2_read_bytes, actions.l2_write_bytes),
@@ -135,40 +150,38 @@ def _memories(run: NetworkRun, actions: Actions, table: CostTable) -> Iterator[E
     for level, (size, read, written) in levels.items():
         part = f"{level.lower()}_byte"
         if (part, "energy") in table.rows:
-            yield _entry(level, "bytes", read + written, table.get(part, "energy"))
+            yield entry(level, "bytes", read + written, table.get(part, "energy"))
             continue
         memory: Memory = table.sram(size)
         source = table.memory_line(memory)
         yield Entry(level, "bytes read", read, 8 * memory.read_pj / memory.width_bits, source)
         yield Entry(level, "bytes written", written, 8 * memory.write_pj / memory.width_bits, source)
-    if spec.has_codebook and spec.codebook_memory == "sram":
-        memory = table.sram(spec.codebook_bits // 8)
-        source, read = table.memory_line(memory), actions.crf_reads * spec.codeword_width * spec.weight_bits
-        yield Entry("loader", "codeword bits", read, memory.read_pj / memory.width_bits, source)
     moved = actions.dram_read_bytes + actions.dram_write_bytes
-    yield _entry("DRAM", "bytes", moved, table.get("dram_byte", "energy"))
+    yield entry("DRAM", "bytes", moved, table.get("dram_byte", "energy"))
 
 
-def _leakage(run: NetworkRun, table: CostTable) -> Iterator[Entry]:
-    """Of logic, by level of its area, and of memories; a mW leaks 1000 pJ in a us."""
-    spec, us = run.spec, run.seconds * 1e6
-    logic: dict[str, float] = {}
+def leakage(spec: AcceleratorSpec, logic: Iterable[Line], seconds: float, table: CostTable) -> Iterator[Entry]:
+    """Of logic, by level of its area, and of the memories of a machine; a mW leaks 1000 pJ in a us."""
+    if not table.leakage:
+        return
+    us, levels = seconds * 1e6, dict[str, float]()
     sources: dict[str, None] = {}
-    for level, _, count, part, scale in parts(spec):
+    for level, _, count, part, scale in logic:
         row = table.get(part, "leakage")
-        logic[level] = logic.get(level, 0.0) + count * scale * row.value
+        levels[level] = levels.get(level, 0.0) + count * scale * row.value
         sources[row.source] = None
-    for level, milliwatts in logic.items():
+    for level, milliwatts in levels.items():
         yield Entry("leakage", f"{level}, us", us, milliwatts * 1e3, "; ".join(sources))
-    memories = [("L1", spec.l1_bytes, 1), ("L2", spec.l2_bytes, 1)]
+    rams = [("L1", spec.l1_bytes, 1), ("L2", spec.l2_bytes, 1)]
     if spec.has_codebook and spec.codebook_memory == "sram":
-        memories.append(("codebook", spec.codebook_bits // 8, spec.words_per_row))
-    for level, size, copies in memories:
+        rams.append(("codebook", spec.codebook_bits // 8, spec.words_per_row))
+    for level, size, copies in rams:
         memory = table.sram(size)
         yield Entry("leakage", f"{level}, us", us, copies * memory.leak_mw * 1e3, table.memory_line(memory))
 
 
-def _entry(level: str, what: str, count: float, row: Row) -> Entry:
+def entry(level: str, what: str, count: float, row: Row) -> Entry:
+    """A line priced by a row."""
     return Entry(
         level, what, count, row.value, f"{row.source}: {row.cited}" + (f", {row.conditions}" * bool(row.conditions))
     )

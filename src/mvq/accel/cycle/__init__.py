@@ -2,7 +2,7 @@
 
 from mvq.accel.cycle.actions import Actions, layer_actions, stored_bytes
 from mvq.accel.cycle.model import Cycles, layer_cycles, pipeline_depth
-from mvq.accel.cycle.network import OBJECTIVES, LayerRun, NetworkRun, Objective, best_mapping, run_network
+from mvq.accel.cycle.network import OBJECTIVES, LayerRun, NetworkRun, Objective, best_mapping, dram_traffic, run_network
 
 __all__ = [
     "OBJECTIVES",
@@ -12,6 +12,7 @@ __all__ = [
     "NetworkRun",
     "Objective",
     "best_mapping",
+    "dram_traffic",
     "layer_actions",
     "layer_cycles",
     "pipeline_depth",

@@ -158,16 +158,34 @@ def run_network(spec: AcceleratorSpec, layers: Iterable[Layer], *, objective: Ob
 def _dram(spec: AcceleratorSpec, layers: Sequence[Layer]) -> tuple[list[tuple[int, int]], bool]:
     """Bytes read and written by each layer, and whether the weights stay in L2."""
     weights = [stored_bytes(spec, layer) for layer in layers]
-    codebook = max((layer.codebook_bits(spec) // 8 for layer in layers), default=0)
-    maps = [layer.input_bytes + layer.output_bytes + layer.residual_bytes for layer in layers]
-    resident = sum(weights) + codebook + max(maps, default=0) <= spec.l2_bytes
+    codebooks = [layer.codebook_bits(spec) // 8 for layer in layers]
+    maps = [(layer.input_bytes, layer.output_bytes, layer.residual_bytes) for layer in layers]
+    return dram_traffic(spec.l2_bytes, weights, codebooks, maps)
+
+
+def dram_traffic(
+    l2_bytes: int, weights: Sequence[int], codebooks: Sequence[int], maps: Sequence[tuple[int, int, int]]
+) -> tuple[list[tuple[int, int]], bool]:
+    """What DRAM carries for one image of many.
+
+    Args:
+        l2_bytes: of the memory that holds what it can.
+        weights: bytes of each layer as they are stored.
+        codebooks: bytes of each layer's.
+        maps: bytes of each layer's input, output and what is added to it.
+
+    Returns:
+        Bytes read and written by each layer, and whether the weights stay in L2.
+    """
+    codebook = max(codebooks, default=0)
+    resident = sum(weights) + codebook + max(map(sum, maps), default=0) <= l2_bytes
     traffic = []
-    for i, layer in enumerate(layers):
-        following = weights[i + 1] if i + 1 < len(layers) else 0
-        room = spec.l2_bytes - codebook - (sum(weights) if resident else weights[i] + following)
-        spilled = maps[i] > room
-        read = 0 if resident else weights[i] + layer.codebook_bits(spec) // 8
-        read += layer.input_bytes if i == 0 or spilled else 0
-        read += layer.residual_bytes if spilled else 0
-        traffic.append((read, layer.output_bytes if i == len(layers) - 1 or spilled else 0))
+    for i, (taken, made, added) in enumerate(maps):
+        following = weights[i + 1] if i + 1 < len(maps) else 0
+        room = l2_bytes - codebook - (sum(weights) if resident else weights[i] + following)
+        spilled = taken + made + added > room
+        read = 0 if resident else weights[i] + codebooks[i]
+        read += taken if i == 0 or spilled else 0
+        read += added if spilled else 0
+        traffic.append((read, made if i == len(maps) - 1 or spilled else 0))
     return traffic, resident
