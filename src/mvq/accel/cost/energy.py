@@ -94,7 +94,7 @@ def energy(run: NetworkRun, table: CostTable, *, activation_zeros: float = 0.0) 
     # A dense tile holds the zeros of the masks, too.
     active = actions.nonzero_macs * (1 - activation_zeros) if spec.zero_gating else actions.macs
     entries = list(datapath(actions, active, _pipeline_bits(spec, actions, active), table))
-    entries += [*_codebook(spec, actions, table), *memories(spec, actions, table)]
+    entries += [*_codebook(spec, actions, run.seconds, table), *memories(spec, actions, table)]
     entries += leakage(spec, parts(spec), run.seconds, table)
     return Bill(tuple(entries), run.seconds, actions.dense_macs, actions.nonzero_macs)
 
@@ -117,7 +117,7 @@ def datapath(actions: Actions, active: float, pipeline_bits: float, table: CostT
     yield entry("registers", "partial sums", actions.prf_accesses, table.get("prf_access", "energy"))
 
 
-def _codebook(spec: AcceleratorSpec, actions: Actions, table: CostTable) -> Iterator[Entry]:
+def _codebook(spec: AcceleratorSpec, actions: Actions, seconds: float, table: CostTable) -> Iterator[Entry]:
     if not spec.has_codebook:
         return
     values = actions.crf_reads * spec.codeword_width
@@ -127,6 +127,9 @@ def _codebook(spec: AcceleratorSpec, actions: Actions, table: CostTable) -> Iter
         memory = table.sram(spec.codebook_bits // 8)
         each = memory.read_pj / memory.width_bits
         yield Entry("loader", "codeword bits", values * spec.weight_bits, each, table.memory_line(memory))
+        if table.leakage:
+            copies = spec.words_per_row * memory.leak_mw * 1e3
+            yield Entry("leakage", "codebook, us", seconds * 1e6, copies, table.memory_line(memory))
 
 
 def _pipeline_bits(spec: AcceleratorSpec, actions: Actions, active: float) -> float:
@@ -172,12 +175,9 @@ def leakage(spec: AcceleratorSpec, logic: Iterable[Line], seconds: float, table:
         sources[row.source] = None
     for level, milliwatts in levels.items():
         yield Entry("leakage", f"{level}, us", us, milliwatts * 1e3, "; ".join(sources))
-    rams = [("L1", spec.l1_bytes, 1), ("L2", spec.l2_bytes, 1)]
-    if spec.has_codebook and spec.codebook_memory == "sram":
-        rams.append(("codebook", spec.codebook_bits // 8, spec.words_per_row))
-    for level, size, copies in rams:
+    for level, size in (("L1", spec.l1_bytes), ("L2", spec.l2_bytes)):
         memory = table.sram(size)
-        yield Entry("leakage", f"{level}, us", us, copies * memory.leak_mw * 1e3, table.memory_line(memory))
+        yield Entry("leakage", f"{level}, us", us, memory.leak_mw * 1e3, table.memory_line(memory))
 
 
 def entry(level: str, what: str, count: float, row: Row) -> Entry:
