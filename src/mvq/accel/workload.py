@@ -115,8 +115,19 @@ class Layer:
         return self.c_out * self.n_positions
 
     def density_on(self, spec: AcceleratorSpec) -> float:
-        """Share of the weights that the machine stores."""
-        return self.pattern.density if self.uses_masks(spec) else 1.0
+        """Share of the weights that are kept; where M does not divide the lanes, up to N of the last ones."""
+        if not self.uses_masks(spec):
+            return 1.0
+        full, rest = divmod(self.c_out, self.pattern.group)
+        return (full * self.pattern.keep + min(self.pattern.keep, rest)) / self.c_out
+
+    def is_plain_on(self, spec: AcceleratorSpec) -> bool:
+        """Whether the machine stores codes themselves, without padding of the last subvector."""
+        return not self.compressed or spec.weights == "int8"
+
+    def stored_lanes(self, spec: AcceleratorSpec, columns: int) -> int:
+        """Lanes that are stored for so many output channels."""
+        return columns if self.is_plain_on(spec) else -(-columns // spec.d) * spec.d
 
     def uses_masks(self, spec: AcceleratorSpec) -> bool:
         """Whether the machine stores masks for this layer."""
@@ -129,11 +140,12 @@ class Layer:
 
     def word_bits(self, spec: AcceleratorSpec) -> int:
         """Stored bits of the d lanes of a subvector."""
-        if not self.compressed or spec.weights == "int8":
+        if self.is_plain_on(spec):
             return spec.d * spec.weight_bits
         masks = spec.d // self.pattern.group * self.pattern.mask_bits if self.uses_masks(spec) else 0
         if spec.weights == "nm":
-            return round(spec.d * self.density_on(spec)) * spec.weight_bits + masks
+            kept = self.pattern.kept_per(spec.d) if self.uses_masks(spec) else spec.d
+            return kept * spec.weight_bits + masks
         if spec.weights == "vq":  # another codebook than that of masked weights
             return spec.index_bits
         subvectors = spec.d // (self.lanes or spec.d)

@@ -62,8 +62,7 @@ class Actions:
 
 def stored_bytes(spec: AcceleratorSpec, layer: Layer) -> int:
     """Of a layer's weights as the machine stores them, codebook not counted."""
-    lanes = layer.c_out if not layer.compressed else -(-layer.c_out // spec.d) * spec.d
-    bits = lanes // spec.d * layer.word_bits(spec) if layer.compressed else lanes * spec.weight_bits
+    bits = layer.stored_lanes(spec, layer.c_out) * layer.word_bits(spec) // spec.d
     return -(-bits * (layer.c_in // layer.groups) * layer.n_points // 8)
 
 
@@ -82,7 +81,7 @@ def layer_actions(spec: AcceleratorSpec, layer: Layer, mapping: Mapping) -> Acti
     fetched = _fetches(spec, layer, mapping, n.entries) * layer.c_in * n.outputs.n
     partial = positions * layer.c_out * (n.inputs.n * n.entries.n - 1) * spec.psum_bytes
     subvectors = 0
-    if layer.compressed and spec.weights != "int8":
+    if not layer.is_plain_on(spec):
         subvectors = loads * -(-layer.c_out // spec.d) * per_group_in * layer.n_points
     inputs = _input_bytes(layer, mapping, n.tiles, n.outputs.n) + layer.residual_bytes
     return Actions(

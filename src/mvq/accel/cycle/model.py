@@ -84,7 +84,7 @@ def load_cycles(spec: AcceleratorSpec, layer: Layer, *, rows: int, columns: int)
         rows: input channels times kernel points times passes.
         columns: output channels.
     """
-    lanes = columns if not layer.compressed else -(-columns // spec.d) * spec.d
+    lanes = layer.stored_lanes(spec, columns)
     bits = -(-rows * lanes * layer.word_bits(spec) // (spec.d * layer.passes(spec)))
     writes = rows * -(-columns // spec.cols)
     return max(-(-bits // spec.weight_port_bits), writes)

@@ -165,7 +165,8 @@ def _loads(
             for _ in range(len(entries) * mapping.fold):
                 writes += sum(1 for _ in range(0, len(columns), spec.cols))
                 for start in range(0, len(columns), spec.d):
-                    lanes += spec.d if layer.compressed else len(columns[start : start + spec.d])
+                    padded = layer.compressed and spec.weights != "int8"
+                    lanes += spec.d if padded else len(columns[start : start + spec.d])
     bits = lanes * layer.word_bits(spec)
     share = spec.d * layer.passes(spec)
     bits = bits // share + (bits % share > 0)

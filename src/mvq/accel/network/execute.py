@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,15 +50,20 @@ from mvq.compressed import CompressedModel
 from mvq.errors import ShapeError
 
 Array = NDArray[Any]
+#: From an operation, what it reads and the network to its result.
+Compute = Callable[[Node, list[Array], IntegerNetwork], Array]
 
 
-def execute(network: IntegerNetwork, images: NDArray[np.floating], *, keep: Sequence[str]) -> dict[str, Array]:
+def execute(
+    network: IntegerNetwork, images: NDArray[np.floating], *, keep: Sequence[str], compute: Compute | None = None
+) -> dict[str, Array]:
     """Run a network on real images.
 
     Args:
         network: what to run.
         images: `(N, C, H, W)`.
         keep: names of the tensors wanted; others are dropped as soon as nothing needs them.
+        compute: what computes an operation; by default the function of that name.
 
     Returns:
         The tensors wanted, in the order they were made.
@@ -70,10 +75,11 @@ def execute(network: IntegerNetwork, images: NDArray[np.floating], *, keep: Sequ
     spec = network.tensors[network.input]
     if tuple(images.shape[1:]) != spec.shape:
         raise ShapeError(f"images {tuple(images.shape)}: the network takes {('N', *spec.shape)}; resize or crop them")
+    run = compute or _compute
     last_use = {name: i for i, node in enumerate(network.nodes) for name in node.inputs}
     values: dict[str, Array] = {network.input: quantize(images, spec.scale)}
     for i, node in enumerate(network.nodes):
-        values[node.name] = compute(node, [values[name] for name in node.inputs], network)
+        values[node.name] = run(node, [values[name] for name in node.inputs], network)
         for name in node.inputs:
             if last_use[name] == i and name not in keep:
                 values.pop(name, None)
@@ -93,6 +99,9 @@ def compute(node: Node, inputs: list[Array], network: IntegerNetwork) -> Array:
         PsumOverflowError: if a psum does not fit.
     """
     raise TypeError(f"operation {node.name!r}: a {type(node).__name__} cannot be computed")
+
+
+_compute: Compute = compute
 
 
 def finish_sums(sums: Array, bias: NDArray[np.int32], requantization: Requantization | None, name: str) -> Array:
