@@ -331,6 +331,9 @@ _NetworkFile = Annotated[
 _PatternOption = Annotated[
     str, typer.Option("--pattern", help="N:M of a topology's layers but the first; 1:1 for int8.", metavar="N:M")
 ]
+_ObjectiveOption = Annotated[
+    str, typer.Option("--objective", help="Of mappings: edp (energy times delay), cycles or energy.", metavar="NAME")
+]
 _CsvOption = Annotated[bool, typer.Option("--csv", help="Print CSV.")]
 
 
@@ -344,14 +347,30 @@ def simulate(
     arch: Annotated[str, typer.Option("--arch", help="A preset such as ews-cms-64, or a .toml file.")] = "ews-cms-64",
     table: _MachineTable = "cited",
     pattern: _PatternOption = "1:1",
-    explain: Annotated[bool, typer.Option("--explain", help="Show where each energy comes from.")] = False,
+    objective: _ObjectiveOption = "edp",
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show where each energy and each area comes from.")
+    ] = False,
     as_json: JsonOption = False,
     as_csv: _CsvOption = False,
+    scale_sim: Annotated[
+        bool, typer.Option("--scale-sim", help="Print CSV in the columns of SCALE-Sim's COMPUTE_REPORT.csv.")
+    ] = False,
 ) -> None:
-    """Model time and energy of a network on a machine, layer by layer."""
+    """Model time, energy and area of a network on a machine, layer by layer."""
     from mvq.cli import simulating
 
-    simulating.simulate(network, arch, table=table, pattern=pattern, explain=explain, as_json=as_json, as_csv=as_csv)
+    simulating.simulate(
+        network,
+        arch,
+        table=table,
+        pattern=pattern,
+        objective=objective,
+        explain=explain,
+        as_json=as_json,
+        as_csv=as_csv,
+        scale_sim=scale_sim,
+    )
 
 
 @app.command(
@@ -366,13 +385,22 @@ def compare(
     ] = None,
     table: _MachineTable = "cited",
     pattern: _PatternOption = "1:1",
+    objective: _ObjectiveOption = "edp",
     as_json: JsonOption = False,
     as_csv: _CsvOption = False,
 ) -> None:
     """Model a network on several machines, each of which stores the weights in its own way."""
     from mvq.cli import simulating
 
-    simulating.compare(network, arch or _ARCHES, table=table, pattern=pattern, as_json=as_json, as_csv=as_csv)
+    simulating.compare(
+        network,
+        arch or _ARCHES,
+        table=table,
+        pattern=pattern,
+        objective=objective,
+        as_json=as_json,
+        as_csv=as_csv,
+    )
 
 
 @app.command(
@@ -388,7 +416,7 @@ def sweep(
     arch: Annotated[str, typer.Option("--arch", help="What to start from: a preset, or a .toml file.")] = "ews-p-64",
     table: _MachineTable = "cited",
     pattern: _PatternOption = "1:1",
-    objective: Annotated[str, typer.Option("--objective", help="Of mappings: edp, cycles or energy.")] = "edp",
+    objective: _ObjectiveOption = "edp",
     jobs: Annotated[int, typer.Option("--jobs", "-j", help="Processes.", min=1)] = 1,
     as_json: JsonOption = False,
     as_csv: _CsvOption = False,

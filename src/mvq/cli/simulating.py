@@ -10,8 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mvq.accel.cost import Bill, CostTable, energy
+from mvq.accel.cost import Area, Bill, CostTable, area, energy
 from mvq.accel.cycle import NetworkRun, run_network
+from mvq.accel.cycle.scalesim import compute_report
 from mvq.accel.network import load
 from mvq.accel.spec import AcceleratorSpec, preset
 from mvq.accel.sweep import Point, grid, pareto
@@ -23,17 +24,33 @@ from mvq.patterns import Pattern
 from mvq.progress import track
 
 
-def simulate(network: Path, arch: str, *, table: str, pattern: str, explain: bool, as_json: bool, as_csv: bool) -> None:
+def simulate(
+    network: Path,
+    arch: str,
+    *,
+    table: str,
+    pattern: str,
+    objective: str,
+    explain: bool,
+    as_json: bool,
+    as_csv: bool,
+    scale_sim: bool,
+) -> None:
     """Time and energy of one network on one machine.
 
     Raises:
         MvqError: on wrong input.
     """
     spec = _spec(arch)
-    run = run_network(spec, _layers(network, pattern))
-    bill = energy(run, CostTable.load(table))
-    if as_json:
-        print_json({"machine": spec.to_dict(), **_summary(run, bill), "layers": [_row(run, i) for i in _indices(run)]})
+    costs = CostTable.load(table)
+    run = run_network(spec, _layers(network, pattern), objective=objective)
+    bill, size = energy(run, costs), area(spec, costs)
+    if scale_sim:
+        _write_csv(compute_report(run))
+    elif as_json:
+        print_json(
+            {"machine": spec.to_dict(), **_summary(run, bill, size), "layers": [_row(run, i) for i in _indices(run)]}
+        )
     elif as_csv:
         _write_csv([_row(run, i) for i in _indices(run)])
     else:
@@ -52,12 +69,22 @@ def simulate(network: Path, arch: str, *, table: str, pattern: str, explain: boo
             numbers = (c.total, c.compute, c.bubble, c.weights, c.memory, c.dram)
             shown.add_row(each.layer.name, *(f"{n:,}" for n in numbers), text)
         console().print(shown)
-        console().print(_text(_summary(run, bill)), markup=False, highlight=False)
+        console().print(_text(_summary(run, bill, size)), markup=False, highlight=False)
         if explain:
-            console().print(bill.explain(), markup=False, highlight=False, soft_wrap=True)
+            for each in (bill, size):
+                console().print(each.explain(), markup=False, highlight=False, soft_wrap=True)
 
 
-def compare(network: Path, archs: Sequence[str], *, table: str, pattern: str, as_json: bool, as_csv: bool) -> None:
+def compare(
+    network: Path,
+    archs: Sequence[str],
+    *,
+    table: str,
+    pattern: str,
+    objective: str,
+    as_json: bool,
+    as_csv: bool,
+) -> None:
     """One network on several machines, each of which stores it in its own way.
 
     Raises:
@@ -67,8 +94,8 @@ def compare(network: Path, archs: Sequence[str], *, table: str, pattern: str, as
     costs = CostTable.load(table)
     found = []
     for arch in archs:
-        run = run_network(_spec(arch), layers)
-        found.append({"machine": run.spec.name, **_summary(run, energy(run, costs))})
+        run = run_network(_spec(arch), layers, objective=objective)
+        found.append({"machine": run.spec.name, **_summary(run, energy(run, costs), area(run.spec, costs))})
     first = found[0]
     for row in found:
         row["speed_up"] = first["ms"] / row["ms"]
@@ -87,6 +114,8 @@ def compare(network: Path, archs: Sequence[str], *, table: str, pattern: str, as
             "equivalent_tops_per_watt": "equiv. TOPS/W",
             "energy_gain": "gain",
             "energy_gain_with_dram": "gain with DRAM",
+            "array_mm2": "array mm2",
+            "total_mm2": "mm2",
         }
         shown = make_table(
             f"{network.name}: modelled, table {table}", [("machine", "<"), *((n, ">") for n in names.values())]
@@ -197,7 +226,7 @@ def _row(run: NetworkRun, i: int) -> dict[str, Any]:
     return {"layer": each.layer.name, **times, **asdict(each.mapping), **asdict(each.actions)}
 
 
-def _summary(run: NetworkRun, bill: Bill) -> dict[str, Any]:
+def _summary(run: NetworkRun, bill: Bill, size: Area) -> dict[str, Any]:
     cycles = run.cycles
     return {
         "cycles": cycles.total,
@@ -212,6 +241,8 @@ def _summary(run: NetworkRun, bill: Bill) -> dict[str, Any]:
         "executed_tops_per_watt_with_dram": bill.tops_per_watt(executed=True, dram=True),
         "equivalent_tops_per_watt_with_dram": bill.tops_per_watt(dram=True),
         **{f"{level}_uj": pj * 1e-6 for level, pj in bill.by_level().items()},
+        "array_mm2": size.array_mm2,
+        "total_mm2": size.total_mm2,
     }
 
 
@@ -222,7 +253,8 @@ def _text(summary: dict[str, Any]) -> str:
         f"energy of an image: chip {summary['chip_uj']:,.1f} uJ, DRAM {summary['dram_uj']:,.1f} uJ\n"
         f"TOPS/W without DRAM: {summary['executed_tops_per_watt']:.2f} executed, "
         f"{summary['equivalent_tops_per_watt']:.2f} dense-equivalent; with DRAM: "
-        f"{summary['executed_tops_per_watt_with_dram']:.2f} and {summary['equivalent_tops_per_watt_with_dram']:.2f}"
+        f"{summary['executed_tops_per_watt_with_dram']:.2f} and {summary['equivalent_tops_per_watt_with_dram']:.2f}\n"
+        f"area: array {summary['array_mm2']:.3f} mm2, with memories {summary['total_mm2']:.2f} mm2"
     )
 
 
