@@ -332,32 +332,39 @@ _PatternOption = Annotated[
     str, typer.Option("--pattern", help="N:M of a topology's layers but the first; 1:1 for int8.", metavar="N:M")
 ]
 _CsvOption = Annotated[bool, typer.Option("--csv", help="Print CSV.")]
+_HtmlOption = Annotated[
+    Path | None, typer.Option("--html", help="Write a report with plots, one HTML file.", metavar="FILE")
+]
 
 
 @app.command(
     "simulate",
     epilog="[bold]Examples[/bold]\n\nmvq simulate r18-int8.mvq --arch ews-cms-64 --explain\n\n"
-    "mvq simulate resnet18.csv --pattern 4:16 --arch my-machine.toml --csv",
+    "mvq simulate resnet18.csv --pattern 4:16 --arch my-machine.toml --csv\n\n"
+    "mvq simulate r18-int8.mvq --html r18.html",
 )
 def simulate(
     network: _NetworkFile,
     arch: Annotated[str, typer.Option("--arch", help="A preset such as ews-cms-64, or a .toml file.")] = "ews-cms-64",
     table: _MachineTable = "cited",
     pattern: _PatternOption = "1:1",
-    explain: Annotated[bool, typer.Option("--explain", help="Show where each energy comes from.")] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Show where each energy and area comes from.")] = False,
+    html: _HtmlOption = None,
     as_json: JsonOption = False,
     as_csv: _CsvOption = False,
 ) -> None:
-    """Model time and energy of a network on a machine, layer by layer."""
+    """Model time, energy and area of a network on a machine, layer by layer."""
     from mvq.cli import simulating
 
-    simulating.simulate(network, arch, table=table, pattern=pattern, explain=explain, as_json=as_json, as_csv=as_csv)
+    simulating.simulate(
+        network, arch, table=table, pattern=pattern, explain=explain, html=html, as_json=as_json, as_csv=as_csv
+    )
 
 
 @app.command(
     "compare",
     epilog="[bold]Examples[/bold]\n\nmvq compare r18-int8.mvq\n\n"
-    "mvq compare r18-int8.mvq --arch ews-64 --arch ews-cms-64 --table published",
+    "mvq compare r18-int8.mvq --arch ews-64 --arch ews-cms-64 --table published --html machines.html",
 )
 def compare(
     network: _NetworkFile,
@@ -366,13 +373,16 @@ def compare(
     ] = None,
     table: _MachineTable = "cited",
     pattern: _PatternOption = "1:1",
+    html: _HtmlOption = None,
     as_json: JsonOption = False,
     as_csv: _CsvOption = False,
 ) -> None:
     """Model a network on several machines, each of which stores the weights in its own way."""
     from mvq.cli import simulating
 
-    simulating.compare(network, arch or _ARCHES, table=table, pattern=pattern, as_json=as_json, as_csv=as_csv)
+    simulating.compare(
+        network, arch or _ARCHES, table=table, pattern=pattern, html=html, as_json=as_json, as_csv=as_csv
+    )
 
 
 @app.command("recipes", epilog="[bold]Example[/bold]\n\nmvq recipes mvq-22x > my.toml")

@@ -90,7 +90,9 @@ def _inline(text: str, name: str, label: str) -> str:
     return text.replace("<svg", f'<svg role="img" aria-label="{html.escape(label)}"', 1)
 
 
-def stacked_bars(axes: Axes, names: Sequence[str], series: Mapping[str, Sequence[float]], colours: Sequence[str]) -> None:
+def stacked_bars(
+    axes: Axes, names: Sequence[str], series: Mapping[str, Sequence[float]], colours: Sequence[str]
+) -> None:
     """A horizontal bar for each name, made of a part for each series."""
     rows, left = np.arange(len(names)), np.zeros(len(names))
     for (label, values), colour in zip(series.items(), colours, strict=True):
@@ -99,7 +101,9 @@ def stacked_bars(axes: Axes, names: Sequence[str], series: Mapping[str, Sequence
     name_rows(axes, names)
 
 
-def grouped_bars(axes: Axes, names: Sequence[str], series: Mapping[str, Sequence[float]], colours: Sequence[str]) -> None:
+def grouped_bars(
+    axes: Axes, names: Sequence[str], series: Mapping[str, Sequence[float]], colours: Sequence[str]
+) -> None:
     """Horizontal bars side by side for each name, one of each series."""
     rows = np.arange(len(names))
     height = 0.8 / len(series)
@@ -119,6 +123,4 @@ def name_rows(axes: Axes, names: Sequence[str]) -> None:
 def legend_above(figure: Any, axes: Axes, *, columns: int = 3) -> None:
     """Over the whole width of the figure, which is wider than the axes."""
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside upper center", ncols=columns, columnspacing=1.2, handlelength=1.4
-    )
+    figure.legend(handles, labels, loc="outside upper center", ncols=columns, columnspacing=1.2, handlelength=1.4)

@@ -24,7 +24,7 @@ class Gains:
         energy: likewise of energy without DRAM.
         energy_with_dram: likewise with DRAM.
         array_area: likewise of the array with its registers and loader.
-        total_area: likewise with memories.
+        total_area: likewise of everything modelled.
     """
 
     speed_up: float
@@ -112,10 +112,8 @@ def render_machine_report(network_name: str, runs: Sequence[Simulated], *, table
     works = [[_work(each.layer) for each in one.run.layers] for one in runs]
     for one, work in zip(runs, works, strict=True):
         if work != works[0]:
-            raise ConfigError(
-                f"machine report: {one.run.spec.name!r} ran other layers than {runs[0].run.spec.name!r}; a report is of "
-                "one network"
-            )
+            names = f"{runs[0].run.spec.name!r} and {one.run.spec.name!r}"
+            raise ConfigError(f"machine report: {names} ran different layers; give runs of one network")
     from mvq.report.machine_figures import machine_figures, network_figures
 
     machines = [
@@ -143,7 +141,8 @@ def render_machine_report(network_name: str, runs: Sequence[Simulated], *, table
 
 def _work(layer: Layer) -> tuple[object, ...]:
     """What has to agree; each machine may store the weights in its own way."""
-    return layer.name, layer.c_in, layer.c_out, layer.groups, layer.kernel, layer.stride, layer.in_size
+    shape = layer.kernel, layer.stride, layer.dilation, layer.padding, layer.in_size
+    return layer.name, layer.c_in, layer.c_out, layer.groups, *shape
 
 
 def summary_table(runs: Sequence[Simulated]) -> Table:
@@ -152,7 +151,7 @@ def summary_table(runs: Sequence[Simulated]) -> Table:
     headers += [
         f"{what} TOPS/W {dram} DRAM" for dram in ("without", "with") for what in ("executed", "dense-equivalent")
     ]
-    headers += ["array (mm²)", "array and memories (mm²)"]
+    headers += ["array area (mm²)", "total area (mm²)"]
     rows = []
     for one in runs:
         run, bill = one.run, one.bill
@@ -177,10 +176,8 @@ def summary_table(runs: Sequence[Simulated]) -> Table:
 def comparison_table(runs: Sequence[Simulated]) -> Table:
     """Gains over the first machine."""
     headers = ["machine", "speed-up", "energy gain without DRAM", "energy gain with DRAM"]
-    headers += ["array area, first over this", "array and memories, first over this"]
-    rows = [
-        [one.run.spec.name, *(f"{gain:.2f}x" for gain in asdict(one.gains_over(runs[0])).values())] for one in runs
-    ]
+    headers += ["array area, first over this", "total area, first over this"]
+    rows = [[one.run.spec.name, *(f"{gain:.2f}x" for gain in asdict(one.gains_over(runs[0])).values())] for one in runs]
     return Table(
         caption=f"Modelled: {runs[0].run.spec.name} over each machine; more than 1 is better",
         headers=headers,

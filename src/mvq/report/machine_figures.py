@@ -21,7 +21,6 @@ from mvq.report.drawing import (
     YELLOW,
     grouped_bars,
     legend_above,
-    name_rows,
     stacked_bars,
     svg,
 )
@@ -54,20 +53,18 @@ def network_figures(runs: Sequence[Simulated]) -> dict[str, str]:
     """
     names = [_shortened(one.run.spec.name) for one in runs]
     height = 1.25 + 0.3 * len(runs)
+    energies = [{level: pj * 1e-6 for level, pj in one.bill.by_level().items()} for one in runs]
+    areas = [one.area.by_level() for one in runs]
     drawn = {
         "energy": svg(
             "energy",
-            lambda figure: _by_level(
-                figure, names, [one.bill.by_level() for one in runs], _ENERGY_COLOURS, 1e-12, "energy of an image (J)"
-            ),
+            lambda figure: _by_level(figure, names, energies, _ENERGY_COLOURS, "energy of an image (µJ)"),
             label="energy of an image by level, for each machine",
             size=(_WIDTH, height),
         ),
         "area": svg(
             "area",
-            lambda figure: _by_level(
-                figure, names, [one.area.by_level() for one in runs], _AREA_COLOURS, 1.0, "area (mm²)"
-            ),
+            lambda figure: _by_level(figure, names, areas, _AREA_COLOURS, "area (mm²)"),
             label="area by level, for each machine",
             size=(_WIDTH, height),
         ),
@@ -81,7 +78,7 @@ def network_figures(runs: Sequence[Simulated]) -> dict[str, str]:
     if len(runs) > 1:
         gains = [asdict(one.gains_over(runs[0])) for one in runs]
         time = {"speed_up": "speed-up", "energy": "energy without DRAM", "energy_with_dram": "energy with DRAM"}
-        space = {"array_area": "array", "total_area": "array and memories"}
+        space = {"array_area": "array", "total_area": "total"}
         for key, labels, what in (("gains", time, "speed-up and energy gain"), ("areas", space, "area")):
             series = {label: [gain[field] for gain in gains] for field, label in labels.items()}
             drawn[key] = svg(
@@ -120,19 +117,12 @@ def machine_figures(prefix: str, run: NetworkRun) -> dict[str, str]:
 
 
 def _by_level(
-    figure: Any,
-    names: Sequence[str],
-    levels: Sequence[dict[str, float]],
-    colours: Sequence[str],
-    unit: float,
-    label: str,
+    figure: Any, names: Sequence[str], levels: Sequence[dict[str, float]], colours: Sequence[str], label: str
 ) -> None:
     axes = figure.add_subplot()
-    series = {level: [unit * each[level] for each in levels] for level in levels[0]}
-    stacked_bars(axes, names, series, colours)
+    stacked_bars(axes, names, {level: [each[level] for each in levels] for level in levels[0]}, colours)
+    axes.xaxis.set_major_formatter("{x:,g}")
     axes.set_xlabel(f"{label}, modelled")
-    if "(J)" in label:
-        _prefixes(axes)
     legend_above(figure, axes, columns=4)
 
 
@@ -159,7 +149,8 @@ def _gains(figure: Any, names: Sequence[str], series: dict[str, list[float]], wh
     axes = figure.add_subplot()
     grouped_bars(axes, names, series, (BLUE, ORANGE, GREEN))
     for bars in axes.containers:
-        axes.bar_label(bars, fmt="%.2f", padding=2, fontsize=8, color=INK)
+        box = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.5}
+        axes.bar_label(bars, fmt="%.2f", padding=2, fontsize=8, color=INK, bbox=box)
     axes.axvline(1, color=INK, linewidth=1, linestyle="--")
     axes.margins(x=0.12)
     axes.set_xlabel(f"{what}: {names[0]} / machine, modelled")
@@ -221,26 +212,32 @@ def _roofline(axes: Axes, run: NetworkRun, level: str, bandwidth: float) -> None
     left = min([ridge / 10, *(x / 2 for x, _ in known)])
     right = max([ridge * 10, *(x * 2 for x, _ in known)])
     axes.loglog([left, ridge, right], [left * bandwidth, peak, peak], color=INK, linewidth=1.5)
-    axes.annotate(f"peak {peak:,.4g}", (right, peak), xytext=(0, 3), textcoords="offset points", ha="right")
+    axes.annotate(f"peak {peak:,.4g} GMAC/s", (right, peak), xytext=(0, 3), textcoords="offset points", ha="right")
+    middle = math.sqrt(left * ridge)
+    # Above the roof, where no dot can be.
     axes.annotate(
-        f"{bandwidth:,.4g} GB/s", (left, left * bandwidth), xytext=(14, 0), textcoords="offset points", va="bottom"
+        f"{bandwidth:,.4g} GB/s", (middle, middle * bandwidth), xytext=(-6, 2), textcoords="offset points", ha="right"
     )
     longest = sorted(range(len(points)), key=lambda i: -run.layers[i].cycles.total)[:_NUMBERED]
-    for i, (each, point) in enumerate(zip(run.layers, points, strict=True)):
-        if point is None:
-            continue
-        cause = _cause(each)
+    for point in dict.fromkeys(known):
+        # Equal layers share a dot.
+        here = [i for i, other in enumerate(points) if other == point]
+        cause = _cause(run.layers[here[0]])
         axes.plot(
             *point, _CAUSE_MARKERS[cause], color=_CAUSE_COLOURS[cause], markersize=7, markeredgecolor=PAPER, zorder=3
         )
-        if i in longest:
-            axes.annotate(str(i + 1), point, xytext=(5, -4), textcoords="offset points", fontsize=8, va="top")
+        if not set(longest).isdisjoint(here):
+            numbers = ", ".join(str(i + 1) for i in here[:3]) + ", \N{HORIZONTAL ELLIPSIS}" * (len(here) > 3)
+            axes.annotate(numbers, point, xytext=(0, -7), textcoords="offset points", fontsize=8, va="top", ha="center")
     idle = len(points) - len(known)
-    less = f"; {idle} of {len(points)} layers move none" if idle else ""
-    axes.set_xlabel(f"MACs a byte of {level.upper()}{less}")
-    axes.set_ylabel("1e9 MACs a second, modelled")
+    less = f"; {idle} layers move none" if idle else ""
+    axes.set_xlabel(f"operational intensity (MACs/byte of {level.upper()}){less}")
+    axes.set_ylabel("GMAC/s, modelled")
     axes.set_ylim(top=peak * 3)
     axes.set_xlim(left, right)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:,g}")
+        axis.set_minor_formatter("")
     lowest = min([peak, *(y for _, y in known)])
     axes.set_ylim(bottom=10 ** math.floor(math.log10(lowest / 2)))
 
@@ -256,7 +253,9 @@ def _causes_legend(figure: Any, run: NetworkRun) -> None:
 
     names = list(asdict(run.cycles))
     handles = [
-        Line2D([], [], linestyle="", marker=_CAUSE_MARKERS[i], color=_CAUSE_COLOURS[i], label=f"most cycles: {names[i]}")
+        Line2D(
+            [], [], linestyle="", marker=_CAUSE_MARKERS[i], color=_CAUSE_COLOURS[i], label=f"most cycles: {names[i]}"
+        )
         for i in sorted({_cause(each) for each in run.layers})
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=2, columnspacing=1.2, handlelength=1.4)
