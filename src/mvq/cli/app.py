@@ -335,12 +335,16 @@ _ObjectiveOption = Annotated[
     str, typer.Option("--objective", help="Of mappings: edp (energy times delay), cycles or energy.", metavar="NAME")
 ]
 _CsvOption = Annotated[bool, typer.Option("--csv", help="Print CSV.")]
+_HtmlOption = Annotated[
+    Path | None, typer.Option("--html", help="Write a report with plots, one HTML file.", metavar="FILE")
+]
 
 
 @app.command(
     "simulate",
     epilog="[bold]Examples[/bold]\n\nmvq simulate r18-int8.mvq --arch ews-cms-64 --explain\n\n"
-    "mvq simulate resnet18.csv --pattern 4:16 --arch my-machine.toml --csv",
+    "mvq simulate resnet18.csv --pattern 4:16 --arch my-machine.toml --csv\n\n"
+    "mvq simulate r18-int8.mvq --html r18.html",
 )
 def simulate(
     network: _NetworkFile,
@@ -351,6 +355,7 @@ def simulate(
     explain: Annotated[
         bool, typer.Option("--explain", help="Show where each energy and each area comes from.")
     ] = False,
+    html: _HtmlOption = None,
     as_json: JsonOption = False,
     as_csv: _CsvOption = False,
     scale_sim: Annotated[
@@ -367,6 +372,7 @@ def simulate(
         pattern=pattern,
         objective=objective,
         explain=explain,
+        html=html,
         as_json=as_json,
         as_csv=as_csv,
         scale_sim=scale_sim,
@@ -376,7 +382,7 @@ def simulate(
 @app.command(
     "compare",
     epilog="[bold]Examples[/bold]\n\nmvq compare r18-int8.mvq\n\n"
-    "mvq compare r18-int8.mvq --arch ews-64 --arch ews-cms-64 --table published",
+    "mvq compare r18-int8.mvq --arch ews-64 --arch ews-cms-64 --table published --html machines.html",
 )
 def compare(
     network: _NetworkFile,
@@ -386,6 +392,7 @@ def compare(
     table: _MachineTable = "cited",
     pattern: _PatternOption = "1:1",
     objective: _ObjectiveOption = "edp",
+    html: _HtmlOption = None,
     as_json: JsonOption = False,
     as_csv: _CsvOption = False,
 ) -> None:
@@ -398,6 +405,7 @@ def compare(
         table=table,
         pattern=pattern,
         objective=objective,
+        html=html,
         as_json=as_json,
         as_csv=as_csv,
     )

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mvq.accel.cost import Area, Bill, CostTable, area, energy
+from mvq.accel.cost import CostTable, area, energy
 from mvq.accel.cycle import NetworkRun, run_network
 from mvq.accel.cycle.scalesim import compute_report
 from mvq.accel.network import load
@@ -22,6 +22,7 @@ from mvq.cli.output import console, make_table, note, print_json
 from mvq.errors import ConfigError
 from mvq.patterns import Pattern
 from mvq.progress import track
+from mvq.report.machine import Simulated, write_machine_report
 
 
 def simulate(
@@ -32,27 +33,26 @@ def simulate(
     pattern: str,
     objective: str,
     explain: bool,
+    html: Path | None,
     as_json: bool,
     as_csv: bool,
     scale_sim: bool,
 ) -> None:
-    """Time and energy of one network on one machine.
+    """Time, energy and area of one network on one machine.
 
     Raises:
         MvqError: on wrong input.
     """
-    spec = _spec(arch)
-    costs = CostTable.load(table)
-    run = run_network(spec, _layers(network, pattern), objective=objective)
-    bill, size = energy(run, costs), area(spec, costs)
+    spec, costs = _spec(arch), CostTable.load(table)
+    one = _simulated(spec, _layers(network, pattern), costs, objective)
+    run = one.run
+    _write_html(html, network, [one], costs)
     if scale_sim:
         _write_csv(compute_report(run))
     elif as_json:
-        print_json(
-            {"machine": spec.to_dict(), **_summary(run, bill, size), "layers": [_row(run, i) for i in _indices(run)]}
-        )
+        print_json({"machine": spec.to_dict(), **_summary(one), "layers": [_row(run, i) for i in _indices(run)]})
     elif as_csv:
-        _write_csv([_row(run, i) for i in _indices(run)])
+        _write_csv([{**_row(run, i), **_areas(one)} for i in _indices(run)])
     else:
         columns = [
             ("layer", "<"),
@@ -69,10 +69,10 @@ def simulate(
             numbers = (c.total, c.compute, c.bubble, c.weights, c.memory, c.dram)
             shown.add_row(each.layer.name, *(f"{n:,}" for n in numbers), text)
         console().print(shown)
-        console().print(_text(_summary(run, bill, size)), markup=False, highlight=False)
+        console().print(_text(_summary(one)), markup=False, highlight=False)
         if explain:
-            for each in (bill, size):
-                console().print(each.explain(), markup=False, highlight=False, soft_wrap=True)
+            lines = f"{one.bill.explain()}\n\n{one.area.explain()}"
+            console().print(lines, markup=False, highlight=False, soft_wrap=True)
 
 
 def compare(
@@ -82,6 +82,7 @@ def compare(
     table: str,
     pattern: str,
     objective: str,
+    html: Path | None,
     as_json: bool,
     as_csv: bool,
 ) -> None:
@@ -92,15 +93,13 @@ def compare(
     """
     layers = [as_the_machine_stores(layer) for layer in _layers(network, pattern)]
     costs = CostTable.load(table)
+    runs = [_simulated(_spec(arch), layers, costs, objective) for arch in archs]
+    _write_html(html, network, runs, costs)
     found = []
-    for arch in archs:
-        run = run_network(_spec(arch), layers, objective=objective)
-        found.append({"machine": run.spec.name, **_summary(run, energy(run, costs), area(run.spec, costs))})
-    first = found[0]
-    for row in found:
-        row["speed_up"] = first["ms"] / row["ms"]
-        row["energy_gain"] = first["chip_uj"] / row["chip_uj"]
-        row["energy_gain_with_dram"] = (first["chip_uj"] + first["dram_uj"]) / (row["chip_uj"] + row["dram_uj"])
+    for one in runs:
+        gains = one.gains_over(runs[0])
+        row = {"machine": one.run.spec.name, **_summary(one), "speed_up": gains.speed_up, "energy_gain": gains.energy}
+        found.append(row | {"energy_gain_with_dram": gains.energy_with_dram})
     if as_json:
         print_json(found)
     elif as_csv:
@@ -115,7 +114,7 @@ def compare(
             "energy_gain": "gain",
             "energy_gain_with_dram": "gain with DRAM",
             "array_mm2": "array mm2",
-            "total_mm2": "mm2",
+            "total_mm2": "total mm2",
         }
         shown = make_table(
             f"{network.name}: modelled, table {table}", [("machine", "<"), *((n, ">") for n in names.values())]
@@ -216,6 +215,17 @@ def _layers(network: Path, pattern: str) -> list[Layer]:
     return layers
 
 
+def _simulated(spec: AcceleratorSpec, layers: Sequence[Layer], costs: CostTable, objective: str) -> Simulated:
+    run = run_network(spec, layers, objective=objective)
+    return Simulated(run=run, bill=energy(run, costs), area=area(spec, costs))
+
+
+def _write_html(html: Path | None, network: Path, runs: Sequence[Simulated], costs: CostTable) -> None:
+    if html is not None:
+        n_bytes = write_machine_report(html, network.stem, runs, table=costs)
+        note(f"mvq: wrote {html}, {n_bytes:,} bytes")
+
+
 def _indices(run: NetworkRun) -> range:
     return range(len(run.layers))
 
@@ -226,8 +236,12 @@ def _row(run: NetworkRun, i: int) -> dict[str, Any]:
     return {"layer": each.layer.name, **times, **asdict(each.mapping), **asdict(each.actions)}
 
 
-def _summary(run: NetworkRun, bill: Bill, size: Area) -> dict[str, Any]:
-    cycles = run.cycles
+def _areas(one: Simulated) -> dict[str, float]:
+    return {"array_mm2": one.area.array_mm2, "total_mm2": one.area.total_mm2}
+
+
+def _summary(one: Simulated) -> dict[str, Any]:
+    run, bill, cycles = one.run, one.bill, one.run.cycles
     return {
         "cycles": cycles.total,
         **{f"{key}_cycles": n for key, n in asdict(cycles).items()},
@@ -241,8 +255,7 @@ def _summary(run: NetworkRun, bill: Bill, size: Area) -> dict[str, Any]:
         "executed_tops_per_watt_with_dram": bill.tops_per_watt(executed=True, dram=True),
         "equivalent_tops_per_watt_with_dram": bill.tops_per_watt(dram=True),
         **{f"{level}_uj": pj * 1e-6 for level, pj in bill.by_level().items()},
-        "array_mm2": size.array_mm2,
-        "total_mm2": size.total_mm2,
+        **_areas(one),
     }
 
 
@@ -254,7 +267,7 @@ def _text(summary: dict[str, Any]) -> str:
         f"TOPS/W without DRAM: {summary['executed_tops_per_watt']:.2f} executed, "
         f"{summary['equivalent_tops_per_watt']:.2f} dense-equivalent; with DRAM: "
         f"{summary['executed_tops_per_watt_with_dram']:.2f} and {summary['equivalent_tops_per_watt_with_dram']:.2f}\n"
-        f"area: array {summary['array_mm2']:.3f} mm2, with memories {summary['total_mm2']:.2f} mm2"
+        f"area: array {summary['array_mm2']:.3f} mm2, total {summary['total_mm2']:.3f} mm2"
     )
 
 

@@ -1,54 +1,22 @@
-"""The report's plots, as SVG that follows the page's colours."""
+"""The plots of the demo's report."""
 
 from __future__ import annotations
 
-import io
 import math
-import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mvq.errors import MissingDependencyError
+from mvq.report.drawing import BLUE, GREEN, INK, ORANGE, PAPER, grouped_bars, legend_above, name_rows, stacked_bars, svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from mvq.demo import CaseResult, DemoReport
 
-#: Stand-ins in the drawing -> the page's CSS variables, so that plots are readable on light and dark pages.
-#: The series follow Okabe and Ito, whose colours can be told apart with colour-blindness.
-_COLOURS = {
-    "#010101": "--ink",
-    "#020202": "--grid",
-    "#030303": "--s1",
-    "#040404": "--s2",
-    "#050505": "--s3",
-    "#060606": "--paper",
-}
-INK, GRID, BLUE, ORANGE, GREEN, PAPER = _COLOURS
 _KINDS = {"vq": "conventional VQ", "masked": "MVQ, masked codewords", "packed": "MVQ, packed codewords"}
 _KIND_COLOURS = {"vq": ORANGE, "masked": BLUE, "packed": GREEN}
 _MARKERS = {"vq": "s", "masked": "o", "packed": "D"}
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "mvq",
-    "font.family": "sans-serif",
-    "font.size": 11,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": INK,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "grid.color": GRID,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "legend.frameon": False,
-    "legend.labelcolor": INK,
-}
 
 
 def figures(report: DemoReport) -> dict[str, str]:
@@ -58,33 +26,11 @@ def figures(report: DemoReport) -> dict[str, str]:
         MissingDependencyError: without matplotlib.
     """
     draw = {"accuracy": _accuracy, "tuning": _tuning, "usage": _usage, "error": _error, "bits": _bits}
-    return {name: _svg(name, function, report) for name, function in draw.items()}
 
+    def plot(name: str) -> str:
+        return svg(name, lambda figure: draw[name](figure.add_subplot(), report), label=name)
 
-def _svg(name: str, draw: Any, report: DemoReport) -> str:
-    try:
-        import matplotlib as mpl
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingDependencyError("reports need matplotlib: pip install 'mvq[report]'") from None
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(6.2, 4.0), layout="constrained")
-        draw(figure.add_subplot(), report)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    return _inline(buffer.getvalue(), name)
-
-
-def _inline(svg: str, name: str) -> str:
-    """The `<svg>` element alone, scalable, with page colours and ids of its own."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg))
-    svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
-    svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", svg)
-    for colour, variable in _COLOURS.items():
-        svg = svg.replace(colour, f"var({variable})")
-    return svg
+    return {name: plot(name) for name in draw}
 
 
 def _kind(case: CaseResult) -> str:
@@ -124,7 +70,7 @@ def _tuning(axes: Axes, report: DemoReport) -> None:
         axes.plot([case.before, case.after], [row, row], color=colour, linewidth=2)
         axes.plot(case.before, row, marker, color=colour, markersize=8, markerfacecolor=PAPER)
         axes.plot(case.after, row, marker, color=colour, markersize=8)
-    _layer_axis(axes, [f"{case.title}, {case.sizes['on_disk'].bytes / 1000:.0f} kB" for case in cases])
+    name_rows(axes, [f"{case.title}, {case.sizes['on_disk'].bytes / 1000:.0f} kB" for case in cases])
     axes.set(xlabel="top-1 accuracy (%)", xlim=(0, 103))
 
 
@@ -154,47 +100,24 @@ def _error(axes: Axes, report: DemoReport) -> None:
     plain = [c for c in report.cases if c.kmeans == "plain" and not c.pattern.startswith("1:1")]
     masked = [c for c in report.cases if c.kmeans == "masked" and c.pattern in {p.pattern for p in plain}]
     shown = [*plain[:1], *masked[:2]] or [_best(report)]
-    _bars(axes, [layer.name for layer in shown[0].layers], shown, [ORANGE, BLUE, GREEN])
+    series = {case.title: [layer.relative_sse for layer in case.layers] for case in shown}
+    grouped_bars(axes, [layer.name for layer in shown[0].layers], series, [ORANGE, BLUE, GREEN])
     axes.set_xlabel("error of kept weights / their energy (lower is better)")
-    _legend_above(axes)
-
-
-def _bars(axes: Axes, names: Sequence[str], cases: Sequence[CaseResult], colours: Sequence[str]) -> None:
-    rows = np.arange(len(names))
-    height = 0.8 / len(cases)
-    for i, (case, colour) in enumerate(zip(cases, colours, strict=False)):
-        values = [layer.relative_sse for layer in case.layers]
-        axes.barh(rows - 0.4 + (i + 0.5) * height, values, height, color=colour, label=case.title)
-    _layer_axis(axes, names)
-
-
-def _legend_above(axes: Axes) -> None:
-    """One row over the whole width of the figure, which is wider than the axes."""
-    figure: Any = axes.get_figure()
-    figure.legend(loc="outside upper center", ncols=3, columnspacing=1.2, handlelength=1.4)
-
-
-def _layer_axis(axes: Axes, names: Sequence[str]) -> None:
-    axes.set_yticks(np.arange(len(names)), names)
-    axes.invert_yaxis()
-    axes.grid(visible=False, axis="y")
-    axes.tick_params(axis="y", length=0)
+    legend_above(axes.get_figure(), axes)
 
 
 def _bits(axes: Axes, report: DemoReport) -> None:
     """Bits of the best case by layer, and of the codebook they share."""
     best = _best(report)
     names = [layer.name for layer in best.layers] + ["shared codebook"]
-    rows = np.arange(len(names))
-    index = np.array([layer.bits_assign for layer in best.layers] + [0]) / 8000
-    mask = np.array([layer.bits_mask for layer in best.layers] + [0]) / 8000
-    codebook = np.array([0] * len(best.layers) + [best.bits_codebook]) / 8000
-    axes.barh(rows, index, 0.7, color=BLUE, label="assignments")
-    axes.barh(rows, mask, 0.7, left=index, color=ORANGE, label="masks")
-    axes.barh(rows, codebook, 0.7, color=GREEN, label="codebook")
-    _layer_axis(axes, names)
+    parts = {
+        "assignments": [layer.bits_assign / 8000 for layer in best.layers] + [0.0],
+        "masks": [layer.bits_mask / 8000 for layer in best.layers] + [0.0],
+        "codebook": [0.0] * len(best.layers) + [best.bits_codebook / 8000],
+    }
+    stacked_bars(axes, names, parts, [BLUE, ORANGE, GREEN])
     axes.set_xlabel("size (kB)")
-    _legend_above(axes)
+    legend_above(axes.get_figure(), axes)
 
 
 def _best(report: DemoReport) -> CaseResult:
