@@ -243,6 +243,16 @@ class AcceleratorSpec:
         return "".join(f"{key} = {_toml(value)}\n" for key, value in self.to_dict().items())
 
 
+def machine_of(text: str) -> AcceleratorSpec:
+    """A preset by name, or what a file that ends in `.toml` describes.
+
+    Raises:
+        FileError: if the file cannot be read.
+        ConfigError: if there is no such preset, or as `AcceleratorSpec.from_toml`.
+    """
+    return AcceleratorSpec.from_toml(text) if text.endswith(".toml") else preset(text)
+
+
 def preset(name: str) -> AcceleratorSpec:
     """A machine of the paper's comparison, or one of ours, at a side of 16, 32 or 64.
 

@@ -341,6 +341,26 @@ _HtmlOption = Annotated[
 
 
 @app.command(
+    "run",
+    epilog="[bold]Example[/bold]\n\nmvq run r18-int8.mvq --arch ews-p-64 --data imagenet/ --limit 64 --check",
+)
+@grouped
+def run(
+    network: Annotated[Path, typer.Argument(help="A network in integers (mvq export -o).", metavar="NETWORK")],
+    data: DataOptions = _DATA,
+    arch: Annotated[str, typer.Option("--arch", help="A preset such as ews-cms-64, or a .toml file.")] = "ews-cms-64",
+    split: Annotated[str, typer.Option(help="train or val.")] = "val",
+    check: Annotated[bool, typer.Option("--check", help="Compare every result with the integer network's.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Compute images as a machine does, bit for bit, from its packed weight words."""
+    from mvq.cli import running
+
+    _need_data(data, "say which images to compute")
+    running.run(network, arch, data=data, split=split, check=check, as_json=as_json)
+
+
+@app.command(
     "simulate",
     epilog="[bold]Examples[/bold]\n\nmvq simulate r18-int8.mvq --arch ews-cms-64 --explain\n\n"
     "mvq simulate resnet18.csv --pattern 4:16 --arch my-machine.toml --csv\n\n"

@@ -14,7 +14,7 @@ from mvq.accel.cost import CostTable, area, energy
 from mvq.accel.cycle import NetworkRun, run_network
 from mvq.accel.cycle.scalesim import compute_report
 from mvq.accel.network import load
-from mvq.accel.spec import AcceleratorSpec, preset
+from mvq.accel.spec import AcceleratorSpec, machine_of
 from mvq.accel.sweep import Point, grid, pareto
 from mvq.accel.sweep import sweep as run_sweep
 from mvq.accel.workload import Layer, as_the_machine_stores, layers_of, read_topology
@@ -43,7 +43,7 @@ def simulate(
     Raises:
         MvqError: on wrong input.
     """
-    spec, costs = _spec(arch), CostTable.load(table)
+    spec, costs = machine_of(arch), CostTable.load(table)
     one = _simulated(spec, _layers(network, pattern), costs, objective)
     run = one.run
     _write_html(html, network, [one], costs)
@@ -93,7 +93,7 @@ def compare(
     """
     layers = [as_the_machine_stores(layer) for layer in _layers(network, pattern)]
     costs = CostTable.load(table)
-    runs = [_simulated(_spec(arch), layers, costs, objective) for arch in archs]
+    runs = [_simulated(machine_of(arch), layers, costs, objective) for arch in archs]
     _write_html(html, network, runs, costs)
     found = []
     for one in runs:
@@ -141,7 +141,7 @@ def sweep(
     Raises:
         MvqError: on wrong input.
     """
-    specs, left_out = grid(_spec(arch), _axes(vary))
+    specs, left_out = grid(machine_of(arch), _axes(vary))
     layers = [as_the_machine_stores(layer) for layer in _layers(network, pattern)]
     running = run_sweep(specs, layers, CostTable.load(table), objective=objective, jobs=jobs)
     found = list(track(running, "machines", total=len(specs)))
@@ -200,10 +200,6 @@ def _value(text: str) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
-
-
-def _spec(arch: str) -> AcceleratorSpec:
-    return AcceleratorSpec.from_toml(arch) if arch.endswith(".toml") else preset(arch)
 
 
 def _layers(network: Path, pattern: str) -> list[Layer]:
