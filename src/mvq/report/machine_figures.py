@@ -43,6 +43,8 @@ _ENERGY_COLOURS = (BLUE, SKY, ORANGE, YELLOW, GREEN, GREY, PURPLE)
 _AREA_COLOURS = (BLUE, SKY, ORANGE, PURPLE, YELLOW, GREEN)
 #: Layers that a roofline numbers: those that take the longest.
 _NUMBERED = 6
+#: Decades between two of those numbers.
+_APART = 0.3
 
 
 def network_figures(runs: Sequence[Simulated]) -> dict[str, str]:
@@ -218,17 +220,13 @@ def _roofline(axes: Axes, run: NetworkRun, level: str, bandwidth: float) -> None
     axes.annotate(
         f"{bandwidth:,.4g} GB/s", (middle, middle * bandwidth), xytext=(-6, 2), textcoords="offset points", ha="right"
     )
-    longest = sorted(range(len(points)), key=lambda i: -run.layers[i].cycles.total)[:_NUMBERED]
     for point in dict.fromkeys(known):
-        # Equal layers share a dot.
-        here = [i for i, other in enumerate(points) if other == point]
-        cause = _cause(run.layers[here[0]])
+        cause = _cause(run.layers[points.index(point)])
         axes.plot(
             *point, _CAUSE_MARKERS[cause], color=_CAUSE_COLOURS[cause], markersize=7, markeredgecolor=PAPER, zorder=3
         )
-        if not set(longest).isdisjoint(here):
-            numbers = ", ".join(str(i + 1) for i in here[:3]) + ", \N{HORIZONTAL ELLIPSIS}" * (len(here) > 3)
-            axes.annotate(numbers, point, xytext=(0, -7), textcoords="offset points", fontsize=8, va="top", ha="center")
+    for point, text in _numbers(run, points).items():
+        axes.annotate(text, point, xytext=(0, -7), textcoords="offset points", fontsize=8, va="top", ha="center")
     idle = len(points) - len(known)
     less = f"; {idle} layers move none" if idle else ""
     axes.set_xlabel(f"operational intensity (MACs/byte of {level.upper()}){less}")
@@ -240,6 +238,22 @@ def _roofline(axes: Axes, run: NetworkRun, level: str, bandwidth: float) -> None
         axis.set_minor_formatter("")
     lowest = min([peak, *(y for _, y in known)])
     axes.set_ylim(bottom=10 ** math.floor(math.log10(lowest / 2)))
+
+
+def _numbers(run: NetworkRun, points: Sequence[tuple[float, float] | None]) -> dict[tuple[float, float], str]:
+    """Dots of the layers that take the longest -> their numbers; equal layers share a dot, near ones a number."""
+    found: dict[tuple[float, float], str] = {}
+    for i in sorted(range(len(points)), key=lambda i: -run.layers[i].cycles.total)[:_NUMBERED]:
+        point = points[i]
+        if point is None or any(math.hypot(*map(math.log10, _ratio(point, other))) < _APART for other in found):
+            continue
+        same = [str(j + 1) for j, other in enumerate(points) if other == point]
+        found[point] = ", ".join(same[:2]) + ", \N{HORIZONTAL ELLIPSIS}" * (len(same) > 2)
+    return found
+
+
+def _ratio(point: tuple[float, float], other: tuple[float, float]) -> tuple[float, float]:
+    return point[0] / other[0], point[1] / other[1]
 
 
 def _cause(each: LayerRun) -> int:
