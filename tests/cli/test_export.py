@@ -77,3 +77,22 @@ def test_wrong_input(mvq, workdir: Path, arguments: tuple[str, ...], code: int, 
     done = mvq(*arguments)
     assert done.exit_code == code
     assert text in " ".join(done.output.replace("│", " ").split())
+
+
+def test_images_are_computed_on_a_machine(mvq, file: Path, workdir: Path) -> None:
+    done = mvq("export", file, "--model", "tinycli:net", "-d", "tinycli:data", "-o", "int.mvq", "--device", "cpu")
+    assert done.exit_code == 0, done.output
+    Path("machine.toml").write_text('name = "mine"\nrows = 8\ncols = 32\n')
+    arguments = ("int.mvq", "--arch", "machine.toml", "-d", "tinycli:data", "--check")
+    shown = json.loads(mvq("run", *arguments, "--json").stdout)
+    assert shown["results_that_differ"] == 0
+    assert 0 <= shown["top1"] <= 100
+    assert shown["macs_per_image"] > 0
+    assert shown["weight_word_bytes"] > 0
+    table = mvq("run", *arguments)
+    assert table.exit_code == 0, table.output
+    assert "0 of " in table.stdout
+    wrong = mvq("run", "int.mvq", "--arch", "ews-p-16", "-d", "tinycli:data")
+    assert wrong.exit_code == 1
+    assert "its codewords are masked, the machine's are packed" in wrong.output
+    assert mvq("run", "int.mvq").exit_code == 2
