@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-import numpy as np
-
 from mvq.accel.functional import Machine, run_images
 from mvq.accel.network import load as load_network
 from mvq.accel.spec import machine_of
@@ -26,12 +24,13 @@ def run(file: Path, arch: str, *, data: DataOptions, split: str, check: bool, as
     network = load_network(file)
     machine = Machine(network, machine_of(arch))
     loader = load(data, split, task="classification", stored=network.provenance.get("preprocessing"))
-    start, right, total, different = time.perf_counter(), 0, 0, 0
+    start, right, total, results, different = time.perf_counter(), 0, 0, 0, 0
     for images, labels in track(loader, "images"):
         pixels = images.numpy()
         found = run_images(machine, pixels)[network.outputs[0]]
         right += int((found.argmax(1) == labels.numpy()).sum())
         total += len(found)
+        results += found.size
         if check:
             different += int((found != network.run(pixels)).sum())
     if not total:
@@ -55,6 +54,4 @@ def run(file: Path, arch: str, *, data: DataOptions, split: str, check: bool, as
     table.add_row(machine.spec.name, f"{total:,}", number(facts["top1"], ".2f"), *(f"{size:,}" for size in sizes))
     console().print(table)
     if check:
-        console().print(
-            f"{different:,} of {total * np.prod(found.shape[1:]):,} results differ from the integer network's"
-        )
+        console().print(f"{different:,} of {results:,} results differ from the integer network's")
