@@ -1,5 +1,4 @@
-"""HTML reports: one file with its plots inside, for `mvq demo` and, in `mvq.report.machine`, for
-`mvq simulate` and `mvq compare`. Needs `mvq[report]`."""
+"""HTML reports: one file with its plots inside, of the demo and of machines (`machine`). Needs `mvq[report]`."""
 
 from mvq.report.html import render, write_html
 
