@@ -1,4 +1,4 @@
-"""HTML reports: one file with its plots inside, for `mvq demo`. Needs `mvq[report]`."""
+"""HTML reports: one file with its plots inside, of the demo and of machines (`machine`). Needs `mvq[report]`."""
 
 from mvq.report.html import render, write_html
 

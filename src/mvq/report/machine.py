@@ -67,9 +67,9 @@ class Table:
         caption: above it.
         headers: of the columns, with units.
         rows: of cells, as many as headers.
-        texts: how many columns on the left are words, and so start at their left; the last one, too, with `sourced`.
+        texts: how many columns on the left are words.
         marked: rows that stand out.
-        sourced: whether the last column is words.
+        sourced: whether the last column is words, too.
     """
 
     caption: str

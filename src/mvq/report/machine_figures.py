@@ -40,7 +40,7 @@ _CAUSE_COLOURS = (BLUE, SKY, ORANGE, GREEN, PURPLE)
 _CAUSE_MARKERS = ("o", "v", "s", "D", "^")
 #: In the order of `LEVELS` and of `AREA_LEVELS`: neighbours differ in lightness, too.
 _ENERGY_COLOURS = (BLUE, SKY, ORANGE, YELLOW, GREEN, GREY, PURPLE)
-_AREA_COLOURS = (BLUE, SKY, ORANGE, PURPLE, YELLOW, GREEN)
+_AREA_COLOURS = (BLUE, SKY, ORANGE, GREY, YELLOW, GREEN)
 #: Layers that a roofline numbers: those that take the longest.
 _NUMBERED = 6
 #: Decades between two of those numbers.
