@@ -18,6 +18,7 @@ from mvq.accel.spec import AcceleratorSpec, machine_of
 from mvq.accel.sweep import Point, grid, pareto
 from mvq.accel.sweep import sweep as run_sweep
 from mvq.accel.workload import Layer, as_the_machine_stores, layers_of, read_topology
+from mvq.cli.models import check_folder
 from mvq.cli.output import console, make_table, note, print_json
 from mvq.errors import ConfigError
 from mvq.patterns import Pattern
@@ -43,6 +44,8 @@ def simulate(
     Raises:
         MvqError: on wrong input.
     """
+    if html is not None:
+        check_folder(html)
     spec, costs = machine_of(arch), CostTable.load(table)
     one = _simulated(spec, _layers(network, pattern), costs, objective)
     run = one.run
@@ -91,6 +94,8 @@ def compare(
     Raises:
         MvqError: on wrong input.
     """
+    if html is not None:
+        check_folder(html)
     layers = [as_the_machine_stores(layer) for layer in _layers(network, pattern)]
     costs = CostTable.load(table)
     runs = [_simulated(machine_of(arch), layers, costs, objective) for arch in archs]
