@@ -221,9 +221,11 @@ def candidates(spec: AcceleratorSpec, layer: Layer) -> Iterator[Mapping]:
                 sizes += [(a, b, d) for a in _upto(min(most_a, room // (d * b)))]
         # The least one, too: a layer waits for its first load, which is shortest then.
         for a, b, d in sorted({*_maximal(sizes), *sizes[:1]}):
-            for resident in (True, False):
-                start = Mapping(a=a, b=b, d=d, fold=fold, resident=resident, overlapped=overlapped)
-                yield from _tiled(spec, layer, start)
+            start = Mapping(a=a, b=b, d=d, fold=fold, overlapped=overlapped)
+            yield from _tiled(spec, layer, start)
+            # Where the whole input fits, there is nothing to gain from reading it again.
+            if l1_bytes(spec, layer, replace(start, tile_rows=layer.out_size[0])) > spec.l1_bytes:
+                yield from _tiled(spec, layer, replace(start, resident=False))
 
 
 def _maximal(sizes: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:

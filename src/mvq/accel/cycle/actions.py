@@ -78,7 +78,8 @@ def layer_actions(spec: AcceleratorSpec, layer: Layer, mapping: Mapping) -> Acti
     points = layer.n_points * layer.passes(spec)
     macs, loads = layer.executed_macs(spec), n.tiles.n
     spread = layer.n_weights if spec.tile == "dense" else round(layer.n_weights * layer.density_on(spec))
-    fetched = _fetches(spec, layer, mapping, n.entries) * layer.c_in * n.outputs.n
+    fetched = _fetches(layer, layer.passes(spec), spec.arf_entries, mapping.b, mapping.fold, n.entries)
+    fetched *= layer.c_in * n.outputs.n
     partial = positions * layer.c_out * (n.inputs.n * n.entries.n - 1) * spec.psum_bytes
     subvectors = 0
     if not layer.is_plain_on(spec):
@@ -109,28 +110,29 @@ def _input_bytes(layer: Layer, mapping: Mapping, tiles: Extent, n_output_steps: 
     return rows * layer.in_size[1] * layer.c_in * (1 if mapping.resident else n_output_steps)
 
 
-def _fetches(spec: AcceleratorSpec, layer: Layer, mapping: Mapping, entries: Extent) -> int:
+@functools.lru_cache(maxsize=4096)
+def _fetches(layer: Layer, passes: int, arf_entries: int, b: int, fold: int, entries: Extent) -> int:
     """Activations of one channel that are fetched from L1 for one step over outputs.
 
     Along an output row, an input that several kernel points of a block need on one row of the array is fetched once,
     where its registers hold the window.
     """
-    passes, total = layer.passes(spec), 0
+    total = 0
     for block in range(entries.n):
         first = block * entries.full
         steps = sorted({e // passes for e in range(first, first + entries.size(block))})
-        for lane in range(mapping.fold):
-            points = [p[lane] for step in steps if lane < len(p := points_of(layer, mapping.fold, step))]
-            total += _lane_fetches(spec, layer, mapping.b, points)
+        for lane in range(fold):
+            points = [p[lane] for step in steps if lane < len(p := points_of(layer, fold, step))]
+            total += _lane_fetches(layer, arf_entries, b, points)
     return total
 
 
-def _lane_fetches(spec: AcceleratorSpec, layer: Layer, b: int, points: list[int]) -> int:
+def _lane_fetches(layer: Layer, arf_entries: int, b: int, points: list[int]) -> int:
     """Of the rows that see these kernel points."""
     height, width = layer.kernel
     rows = {y: [p % width for p in points if p // width == y] for y in range(height)}
     window = sum((max(xs) - min(xs)) * layer.dilation[1] + 1 for xs in rows.values() if xs)
-    reuse = b * window <= spec.arf_entries
+    reuse = b * window <= arf_entries
     return sum(_valid_rows(layer, y) * _columns(layer, tuple(xs), reuse) for y, xs in rows.items() if xs)
 
 

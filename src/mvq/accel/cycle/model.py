@@ -153,39 +153,46 @@ class Timeline:
     def block(self, tile: int, group: int, output: int, inputs: int, entry: int) -> Block:
         """Of the loop indices."""
         n = self.nest
-        columns, channels, entries = n.outputs.size(output), n.inputs.size(inputs), n.entries.size(entry)
-        key = (n.tiles.size(tile), n.groups.size(group), columns, channels, entries)
-        if key not in self._blocks:
+        sizes = n.tiles.size(tile), n.groups.size(group), n.outputs.size(output)
+        return self._block(*sizes, n.inputs.size(inputs), n.entries.size(entry))
+
+    def _block(self, rows: int, groups: int, columns: int, channels: int, entries: int) -> Block:
+        key = (rows, groups, columns, channels, entries)
+        found = self._blocks.get(key)
+        if found is None:
             spec = self.spec
             sets = -(-columns // spec.cols) * -(-channels // spec.rows)
             # Rows that the last kernel points leave over hold zeros, which are loaded like weights.
-            rows = channels * key[1] * entries * self.mapping.fold
-            load = load_cycles(spec, self.layer, rows=rows, columns=columns)
-            self._blocks[key] = Block(key[0] * self.width * entries * sets, load)
-        return self._blocks[key]
+            loaded = channels * groups * entries * self.mapping.fold
+            load = load_cycles(spec, self.layer, rows=loaded, columns=columns)
+            found = self._blocks[key] = Block(rows * self.width * entries * sets, load)
+        return found
 
     def span(self, tile: int, group: int, output: int, after: Block | None) -> Span:
         """The array's cycles of one step over outputs, until `after`, the block behind it, may issue."""
         n = self.nest
-        key = (n.tiles.size(tile), n.groups.size(group), n.outputs.size(output), after)
-        if key not in self._spans:
-            ends = n.entries.n - 1
+        sizes = n.tiles.size(tile), n.groups.size(group), n.outputs.size(output)
+        key = (*sizes, after)
+        found = self._spans.get(key)
+        if found is None:
+            inputs, entries = n.inputs, n.entries
             parts: list[tuple[int, Block, Block | None]] = []
-            for i, count in _kinds(n.inputs):
-                for e, steps in _steps(n.entries):
-                    pair = self.block(tile, group, output, i, e), self.block(tile, group, output, i, e + 1)
+            for i, count in _kinds(inputs):
+                channels = inputs.size(i)
+                for e, steps in _steps(entries):
+                    pair = (self._block(*sizes, channels, entries.size(j)) for j in (e, e + 1))
                     parts.append((count * steps, *pair))
-            for i, steps in _steps(n.inputs):
-                pair = self.block(tile, group, output, i, ends), self.block(tile, group, output, i + 1, 0)
-                parts.append((steps, *pair))
-            parts.append((1, self.block(tile, group, output, n.inputs.n - 1, ends), after))
+            for i, steps in _steps(inputs):
+                here = self._block(*sizes, inputs.size(i), entries.last)
+                parts.append((steps, here, self._block(*sizes, inputs.size(i + 1), entries.size(0))))
+            parts.append((1, self._block(*sizes, inputs.last, entries.last), after))
             compute = bubble = weights = 0
             for count, here, then in parts:
                 compute += count * here.compute
                 bubble += count * self._bubble(here, then)
                 weights += count * self._wait(here, then)
-            self._spans[key] = Span(compute, bubble, weights)
-        return self._spans[key]
+            found = self._spans[key] = Span(compute, bubble, weights)
+        return found
 
     def phases(self) -> Iterator[tuple[int, Phase]]:
         """How many there are in a row, and one of them.
