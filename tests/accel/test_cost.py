@@ -240,3 +240,15 @@ def test_leakage_goes_with_area_time_and_voltage():
     ]
     assert values[1] == pytest.approx(values[0] / 2)
     assert values[2] == pytest.approx(values[0] / 0.66)
+
+
+def test_kinds_of_dram_differ_where_the_table_says_so():
+    def dram(table, kind):
+        run = run_network(dataclasses.replace(preset("ews-64"), dram=kind), LAYERS)
+        return energy(run, CostTable.load(table)).by_level()["DRAM"]
+
+    assert dram("cited", "ddr3") / dram("cited", "lpddr4") == pytest.approx(70 / 8)
+    assert dram("cited", "hbm2") / dram("cited", "lpddr4") == pytest.approx(3.9 / 8)
+    assert dram("published", "ddr3") == dram("published", "lpddr4")
+    with pytest.raises(ConfigError, match="dram='ddr9' is not one of lpddr4, lpddr, ddr3, gddr5, hbm2"):
+        dram("cited", "ddr9")

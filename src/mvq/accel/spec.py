@@ -25,6 +25,7 @@ Codewords = Literal["masked", "packed"]
 Tile = Literal["dense", "sparse"]
 MaskDecode = Literal["lzc", "position-lut"]
 CodebookMemory = Literal["registers", "sram"]
+Dram = Literal["lpddr4", "lpddr", "ddr3", "gddr5", "hbm2"]
 
 _SIDES = (16, 32, 64)
 _MIB = 1 << 20
@@ -61,6 +62,7 @@ class AcceleratorSpec:
         dma_bits: between L2 and L1 in a cycle, both directions together.
         l1_bytes: of the memory of activations and partial sums.
         l2_bytes: of the memory of weights and feature maps.
+        dram: its kind, which tables may price.
         dram_gbytes_per_s: bandwidth of DRAM in 1e9 bytes a second.
         clock_mhz: of everything.
         zero_gating: multipliers hold their inputs where weight or activation is zero.
@@ -91,6 +93,7 @@ class AcceleratorSpec:
     dma_bits: int = 64
     l1_bytes: int = 256 << 10
     l2_bytes: int = 2 * _MIB
+    dram: Dram = "lpddr4"
     dram_gbytes_per_s: float = 12.8
     clock_mhz: float = 300.0
     zero_gating: bool = True

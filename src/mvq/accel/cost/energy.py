@@ -160,7 +160,9 @@ def memories(spec: AcceleratorSpec, actions: Actions, table: CostTable) -> Itera
         yield Entry(level, "bytes read", read, 8 * memory.read_pj / memory.width_bits, source)
         yield Entry(level, "bytes written", written, 8 * memory.write_pj / memory.width_bits, source)
     moved = actions.dram_read_bytes + actions.dram_write_bytes
-    yield entry("DRAM", "bytes", moved, table.get("dram_byte", "energy"))
+    # A table prices each kind of DRAM, or all of them alike.
+    part = f"dram_byte_{spec.dram}"
+    yield entry("DRAM", "bytes", moved, table.get(part if (part, "energy") in table.rows else "dram_byte", "energy"))
 
 
 def leakage(spec: AcceleratorSpec, logic: Iterable[Line], seconds: float, table: CostTable) -> Iterator[Entry]:
