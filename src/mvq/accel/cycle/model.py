@@ -180,8 +180,8 @@ class Timeline:
             for i, count in _kinds(inputs):
                 channels = inputs.size(i)
                 for e, steps in _steps(entries):
-                    pair = (self._block(*sizes, channels, entries.size(j)) for j in (e, e + 1))
-                    parts.append((count * steps, *pair))
+                    here, then = (self._block(*sizes, channels, entries.size(j)) for j in (e, e + 1))
+                    parts.append((count * steps, here, then))
             for i, steps in _steps(inputs):
                 here = self._block(*sizes, inputs.size(i), entries.last)
                 parts.append((steps, here, self._block(*sizes, inputs.size(i + 1), entries.size(0))))
