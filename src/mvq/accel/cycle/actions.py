@@ -133,18 +133,18 @@ def _lane_fetches(layer: Layer, arf_entries: int, b: int, points: list[int]) -> 
     rows = {y: [p % width for p in points if p // width == y] for y in range(height)}
     window = sum((max(xs) - min(xs)) * layer.dilation[1] + 1 for xs in rows.values() if xs)
     reuse = b * window <= arf_entries
-    return sum(_valid_rows(layer, y) * _columns(layer, tuple(xs), reuse) for y, xs in rows.items() if xs)
+    return sum(valid_rows(layer, y) * touched_columns(layer, tuple(xs), reuse) for y, xs in rows.items() if xs)
 
 
 @functools.lru_cache(maxsize=4096)
-def _valid_rows(layer: Layer, y: int) -> int:
+def valid_rows(layer: Layer, y: int) -> int:
     """Output rows for which a kernel row lies inside the input."""
     offset = y * layer.dilation[0] - layer.padding[0]
     return sum(0 <= o * layer.stride[0] + offset < layer.in_size[0] for o in range(layer.out_size[0]))
 
 
 @functools.lru_cache(maxsize=4096)
-def _columns(layer: Layer, xs: tuple[int, ...], reuse: bool) -> int:
+def touched_columns(layer: Layer, xs: tuple[int, ...], reuse: bool) -> int:
     """Input columns that kernel points at `xs` touch along an output row: distinct ones, or all of them."""
     touched = [
         column
