@@ -19,6 +19,7 @@ from mvq.accel.spec import PRESETS, AcceleratorSpec, preset
 from mvq.accel.workload import Layer
 from mvq.errors import ConfigError, FileError, MissingDependencyError
 from mvq.patterns import Pattern
+from mvq.report.drawing import BLUE, ORANGE, stacked_bars
 from mvq.report.machine import (
     Gains,
     Simulated,
@@ -221,6 +222,15 @@ def test_names_of_many_layers_do_not_overlap() -> None:
     places = [float(y) for y in re.findall(r'y="([\d.]+)"[^>]*>stage\.\d\d\.conv', text)]
     assert len(places) == 60
     assert min(b - a for a, b in itertools.pairwise(places)) > 11 * 1.2
+
+
+def test_bars_stay_off_the_frame() -> None:
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    axes = figure.add_subplot()
+    stacked_bars(axes, ["long", "short"], {"first": [3, 1], "none": [0, 0]}, (BLUE, ORANGE))
+    left, right = axes.get_xlim()
+    assert left == 0
+    assert right > 3
 
 
 def test_names_are_text() -> None:

@@ -98,6 +98,9 @@ def stacked_bars(
     for (label, values), colour in zip(series.items(), colours, strict=True):
         axes.barh(rows, values, 0.7, left=left, color=colour, edgecolor=PAPER, linewidth=0.4, label=label)
         left = left + np.asarray(values, float)
+    # A part of no length at the end of the longest bar would hold the frame there.
+    axes.use_sticky_edges = False
+    axes.set_xlim(left=0)
     name_rows(axes, names)
 
 
