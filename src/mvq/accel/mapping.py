@@ -223,9 +223,7 @@ def candidates(spec: AcceleratorSpec, layer: Layer) -> Iterator[Mapping]:
         for a, b, d in sorted({*_maximal(sizes), *sizes[:1]}):
             start = Mapping(a=a, b=b, d=d, fold=fold, overlapped=overlapped)
             yield from _tiled(spec, layer, start)
-            # Where the whole input fits, there is nothing to gain from reading it again.
-            if l1_bytes(spec, layer, replace(start, tile_rows=layer.out_size[0])) > spec.l1_bytes:
-                yield from _tiled(spec, layer, replace(start, resident=False))
+            yield from _tiled(spec, layer, replace(start, resident=False))
 
 
 def _maximal(sizes: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
@@ -265,7 +263,10 @@ def _tiled(spec: AcceleratorSpec, layer: Layer, start: Mapping) -> Iterator[Mapp
 
     Smaller tiles hide more of the first transfer behind the array's work.
     """
-    low, high = 0, layer.out_size[0]
+    # One tile of the whole layer holds its input once, smaller ones twice: it may fit where they do not.
+    if l1_bytes(spec, layer, replace(start, tile_rows=layer.out_size[0])) <= spec.l1_bytes:
+        yield replace(start, tile_rows=layer.out_size[0])
+    low, high = 0, layer.out_size[0] - 1
     while low < high:
         middle = (low + high + 1) // 2
         if l1_bytes(spec, layer, replace(start, tile_rows=middle)) <= spec.l1_bytes:
