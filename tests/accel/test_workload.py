@@ -1,5 +1,6 @@
 """Layers out of integer networks and topology files, and the commands that take them."""
 
+import dataclasses
 import json
 
 import pytest
@@ -96,3 +97,13 @@ def test_codebooks_that_exceed_the_machine_are_named():
     with pytest.raises(ConfigError, match=r"its indices have 10 bits, those of n_codewords=512 fewer"):
         run_network(preset("ews-cms-64"), [layer])
     assert run_network(preset("ews-64"), [layer]).cycles.total > 0
+
+
+def test_a_machine_without_masks_keeps_indices_of_layers_without_masks():
+    spec = preset("ews-c-64")
+    layer = Layer(name="a", c_in=16, c_out=48, compressed=True, index_bits=3, lanes=4)
+    assert layer.word_bits(spec) == 2 * 3
+    assert dataclasses.replace(layer, pattern=Pattern(2, 4)).word_bits(spec) == spec.index_bits == 10
+    assert as_the_machine_stores(layer).word_bits(spec) == 10
+    with pytest.raises(ConfigError, match="its subvectors have 3 lanes, of which d=8 is no multiple"):
+        run_network(spec, [dataclasses.replace(layer, lanes=3)])

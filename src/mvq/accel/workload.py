@@ -125,6 +125,10 @@ class Layer:
         """Whether the machine stores codes themselves, without padding of the last subvector."""
         return not self.compressed or spec.weights == "int8"
 
+    def keeps_codebook_on(self, spec: AcceleratorSpec) -> bool:
+        """Whether it stores the layer's own indices; without masks a machine has another codebook for masked layers."""
+        return self.compressed and (spec.weights == "mvq" or (spec.weights == "vq" and self.pattern.is_dense))
+
     def stored_lanes(self, spec: AcceleratorSpec, columns: int) -> int:
         """Lanes that are stored for so many output channels."""
         return columns if self.is_plain_on(spec) else -(-columns // spec.d) * spec.d
@@ -146,7 +150,7 @@ class Layer:
         if spec.weights == "nm":
             kept = self.pattern.kept_per(spec.d) if self.uses_masks(spec) else spec.d
             return kept * spec.weight_bits + masks
-        if spec.weights == "vq":  # another codebook than that of masked weights
+        if not self.keeps_codebook_on(spec):
             return spec.index_bits
         subvectors = spec.d // (self.lanes or spec.d)
         return subvectors * (spec.index_bits if self.index_bits is None else self.index_bits) + masks
@@ -159,7 +163,7 @@ class Layer:
         """Why the machine cannot take the weights as they are stored; None if it can."""
         if self.uses_masks(spec) and spec.d % self.pattern.group:
             return f"pattern {self.pattern} does not fit subvectors of d={spec.d}"
-        if self.compressed and spec.weights == "mvq":
+        if self.keeps_codebook_on(spec):
             if spec.d % (self.lanes or spec.d):
                 return f"its subvectors have {self.lanes} lanes, of which d={spec.d} is no multiple"
             if (self.index_bits or 0) > spec.index_bits:
