@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mvq.accel.cycle import layer_actions, layer_cycles
+from mvq.accel.cycle import OBJECTIVES, best_mapping, layer_actions, layer_cycles
 from mvq.accel.cycle.actions import stored_bytes
+from mvq.accel.cycle.model import least_cycles
 from mvq.accel.cycle.reference import count, simulate
 from mvq.accel.mapping import Mapping, candidates, check, most_fold
 from mvq.accel.spec import PRESETS, preset
@@ -75,6 +76,20 @@ def mapped(draw):
 @given(mapped())
 def test_closed_form_equals_the_stepped_machine(case):
     assert layer_cycles(*case) == simulate(*case)
+
+
+@settings(max_examples=200, deadline=None)
+@given(mapped())
+def test_the_least_cycles_are_never_more_than_those_taken(case):
+    assert least_cycles(*case) <= layer_cycles(*case).total
+
+
+@settings(max_examples=100, deadline=None)
+@given(mapped(), st.sampled_from(sorted(OBJECTIVES)))
+def test_the_mapper_leaves_out_none_that_is_better(case, objective):
+    spec, layer, _ = case
+    found = [(m, layer_cycles(spec, layer, m), layer_actions(spec, layer, m)) for m in candidates(spec, layer)]
+    assert best_mapping(spec, layer, objective=objective) == min(found, key=lambda one: OBJECTIVES[objective](*one[1:]))
 
 
 @settings(max_examples=150, deadline=None)

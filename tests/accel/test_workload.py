@@ -65,13 +65,21 @@ def test_topology_files(tmp_path):
     first, second = read_topology(path, Pattern(4, 16))
     assert (first.out_size, first.compressed) == ((112, 112), False)
     assert (second.c_in, second.c_out, second.pattern) == (512, 1000, Pattern(4, 16))
-    path.write_text(HEADER + "a, 1, 1\nb, 1, 1, 1, 1, 0, 1, 1\n")
-    with pytest.raises(
-        ConfigError, match=r"(?s)expected name, 7 whole numbers a line: line 2: .*line 3: layer 'b': c_in"
-    ):
+    path.write_text(HEADER + "a, 1, 1\nb, 1, 1, 1, 1, 0, 1, 1\nc, 1, 1, 1, 1, 1, 1, 1, 1, 1\n")
+    wanted = r"(?s)expected name, 7 or 8 whole numbers a line: line 2: .*line 3: layer 'b': c_in.*line 4: 9 numbers"
+    with pytest.raises(ConfigError, match=wanted):
         read_topology(path)
     with pytest.raises(FileError, match="cannot be read"):
         read_topology(tmp_path / "none.csv")
+
+
+def test_topology_files_with_depth_wise_layers_and_strides_of_both_sides(tmp_path):
+    path = tmp_path / "net.csv"
+    path.write_text(HEADER + "a, 8, 8, 1, 1, 4, 8, 1,\nb_DP, 9, 9, 3, 3, 8, 2, 1, 2,\n")
+    layer = read_topology(path, Pattern(2, 4))[1]
+    assert (layer.c_in, layer.c_out, layer.groups, layer.out_size) == (8, 16, 8, (7, 4))
+    assert not layer.compressed
+    assert layer.dense_macs == 8 * 2 * 9 * 7 * 4
 
 
 def test_commands(network, tmp_path):

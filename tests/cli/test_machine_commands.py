@@ -75,4 +75,5 @@ def test_html(mvq, topology: Path, tmp_path: Path, command: tuple[str, ...]) -> 
     assert "table cited" in text
     result = mvq(*command, topology, "--html", tmp_path / "none" / "report.html")
     assert result.exit_code == 1
+    assert "--html" in result.stderr
     assert "there is no folder" in result.stderr

@@ -187,11 +187,12 @@ def read_topology(path: str | Path, pattern: Pattern = _DENSE) -> list[Layer]:
     """Shapes from a topology file of SCALE-Sim.
 
     After a header, a line has name, input height and width (padded), filter height and width, channels, filters and
-    stride.
+    stride, of which a second one goes right. As in SCALE-Sim, a name with `DP` is of a depth-wise layer, whose filters
+    are counted by the channel.
 
     Args:
         path: CSV file.
-        pattern: of all layers but the first, which are stored compressed unless it is dense.
+        pattern: of all layers but the first and the depth-wise ones, which are stored compressed unless it is dense.
 
     Raises:
         FileError: if it cannot be read.
@@ -207,16 +208,21 @@ def read_topology(path: str | Path, pattern: Pattern = _DENSE) -> list[Layer]:
         if not line:
             continue
         try:
-            name, values = line[0], [int(cell) for cell in line[1:8]]
-            height, width, rows, columns, channels, filters, stride = values
-            compressed = bool(layers) and not pattern.is_dense
+            name, values = line[0], [int(cell) for cell in line[1:]]
+            height, width, rows, columns, channels, filters, down = values[:7]
+            right = values[7] if len(values) == 8 else down
+            groups = channels if "DP" in name else 1
+            if len(values) > 8:
+                raise ValueError(f"{len(values)} numbers")
+            compressed = bool(layers) and not pattern.is_dense and "DP" not in name
             layers.append(
                 Layer(
                     name=name,
                     c_in=channels,
-                    c_out=filters,
+                    c_out=filters * groups,
+                    groups=groups,
                     kernel=(rows, columns),
-                    stride=(stride, stride),
+                    stride=(down, right),
                     in_size=(height, width),
                     compressed=compressed,
                     pattern=pattern if compressed else _DENSE,
@@ -226,7 +232,7 @@ def read_topology(path: str | Path, pattern: Pattern = _DENSE) -> list[Layer]:
             faults.append(f"line {number}: {error}")
     if faults or not layers:
         text = "\n".join(faults) or "it has no layer"
-        raise ConfigError(f"topology {str(path)!r}: expected name, 7 whole numbers a line: {text}")
+        raise ConfigError(f"topology {str(path)!r}: expected name, 7 or 8 whole numbers a line: {text}")
     return layers
 
 

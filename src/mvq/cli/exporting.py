@@ -32,9 +32,9 @@ def run(
         MvqError: on wrong input.
     """
     place = pick_device(model_options.device)
-    for path in (onnx, output):
+    for option, path in (("--onnx", onnx), ("--output", output)):
         if path is not None:
-            check_folder(path)
+            check_folder(path, option)
     stored: dict[str, Any] = {}
     if file is not None:
         network, stored = from_file(file, model_options, data.image_size, dense=False)

@@ -165,11 +165,11 @@ def pick_device(name: str | None) -> str:
     return name
 
 
-def check_folder(output: Path) -> None:
+def check_folder(output: Path, option: str = "--output") -> None:
     """Check before the long work that the output can be written.
 
     Raises:
         ConfigError: if its folder does not exist.
     """
     if not output.parent.is_dir():
-        raise ConfigError(f"--output {str(output)!r}: there is no folder {str(output.parent)!r}; make it first")
+        raise ConfigError(f"{option} {str(output)!r}: there is no folder {str(output.parent)!r}; make it first")

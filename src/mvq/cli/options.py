@@ -174,3 +174,9 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     flat.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     flat.__annotations__ = {p.name: p.annotation for p in parameters}
     return flat
+
+
+def need_data(data: DataOptions, fault: str) -> None:
+    """Refuse a command without --data."""
+    if data.data is None:
+        raise typer.BadParameter(fault, param_hint="'--data'")

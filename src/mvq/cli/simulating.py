@@ -45,7 +45,7 @@ def simulate(
         MvqError: on wrong input.
     """
     if html is not None:
-        check_folder(html)
+        check_folder(html, "--html")
     spec, costs = machine_of(arch), CostTable.load(table)
     one = _simulated(spec, _layers(network, pattern), costs, objective)
     run = one.run
@@ -95,7 +95,7 @@ def compare(
         MvqError: on wrong input.
     """
     if html is not None:
-        check_folder(html)
+        check_folder(html, "--html")
     layers = [as_the_machine_stores(layer) for layer in _layers(network, pattern)]
     costs = CostTable.load(table)
     runs = [_simulated(machine_of(arch), layers, costs, objective) for arch in archs]

@@ -6,7 +6,7 @@ in bits and gates. Controller, DMA engine and interconnect are not modelled.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mvq.accel.cost.table import CostTable
@@ -94,7 +94,12 @@ def area(spec: AcceleratorSpec, table: CostTable) -> Area:
     Raises:
         ConfigError: if the table lacks a row or memories.
     """
-    found = list(priced(parts(spec), table))
+    found = []
+    for level, what, count, part, scale in parts(spec):
+        row = table.get(part, "area")
+        source = f"{row.source}: {row.cited} a {row.per}" + (f", {row.conditions}" * bool(row.conditions))
+        if count:
+            found.append(AreaEntry(level, what, count, row.value * scale, source))
     memories = [("L1", "memory", 1, spec.l1_bytes), ("L2", "memory", 1, spec.l2_bytes)]
     if spec.has_codebook and spec.codebook_memory == "sram":
         memories.append(("loader", "codebook, copies", spec.words_per_row, spec.codebook_bits // 8))
@@ -102,19 +107,6 @@ def area(spec: AcceleratorSpec, table: CostTable) -> Area:
         memory = table.sram(size)
         found.append(AreaEntry(level, what, count, memory.area_mm2 * 1e6, table.memory_line(memory)))
     return Area(tuple(found))
-
-
-def priced(lines: Iterable[Line], table: CostTable) -> Iterator[AreaEntry]:
-    """Parts with their areas.
-
-    Raises:
-        ConfigError: if the table lacks a row.
-    """
-    for level, what, count, part, scale in lines:
-        row = table.get(part, "area")
-        source = f"{row.source}: {row.cited} a {row.per}" + (f", {row.conditions}" * bool(row.conditions))
-        if count:
-            yield AreaEntry(level, what, count, row.value * scale, source)
 
 
 def parts(spec: AcceleratorSpec) -> Iterator[Line]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
+from mvq.accel.cycle.actions import stored_bytes
 from mvq.accel.mapping import Extent, Mapping, Nest, input_rows, nest
 from mvq.accel.spec import AcceleratorSpec
 from mvq.accel.workload import Layer
@@ -114,6 +115,20 @@ def layer_cycles(spec: AcceleratorSpec, layer: Layer, mapping: Mapping) -> Cycle
         bubble += count * phase.span.bubble
         weights += count * phase.span.weights
     return Cycles(compute=compute, bubble=bubble, weights=weights, memory=memory)
+
+
+def least_cycles(spec: AcceleratorSpec, layer: Layer, mapping: Mapping) -> int:
+    """A bound from below on `layer_cycles` that takes little time: the array's work and its loads of weights.
+
+    Raises:
+        ConfigError: if the mapping does not fit.
+    """
+    n = nest(spec, layer, mapping)
+    sets = n.groups.n * -(-n.outputs.total // spec.cols) * -(-n.inputs.total // spec.rows)
+    compute = layer.n_positions * n.entries.total * sets
+    bits = 8 * stored_bytes(spec, layer) - 7  # which has been rounded up
+    loads = n.tiles.n * bits // spec.weight_port_bits
+    return max(compute, loads) if mapping.overlapped else compute + loads
 
 
 class Phase(NamedTuple):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from mvq.accel.cycle.actions import Actions, layer_actions, stored_bytes
-from mvq.accel.cycle.model import Cycles, layer_cycles
+from mvq.accel.cycle.model import Cycles, layer_cycles, least_cycles
 from mvq.accel.mapping import Mapping, candidates
 from mvq.accel.spec import AcceleratorSpec
 from mvq.accel.workload import Layer
@@ -89,22 +89,33 @@ def best_mapping(
     Args:
         spec: machine.
         layer: work.
-        objective: of `OBJECTIVES` by name, or one of yours.
+        objective: of `OBJECTIVES` by name, or one of yours, which must not fall where cycles rise.
 
     Raises:
         ConfigError: if no mapping fits, or there is no objective of that name.
     """
     least = _objective(objective)
-    found = [
-        (mapping, layer_cycles(spec, layer, mapping), layer_actions(spec, layer, mapping))
-        for mapping in candidates(spec, layer)
-    ]
-    if not found:
+    ranked = []
+    for i, mapping in enumerate(candidates(spec, layer)):
+        actions = layer_actions(spec, layer, mapping)
+        bound = Cycles(compute=least_cycles(spec, layer, mapping))
+        ranked.append((least(bound, actions), i, mapping, actions))
+    if not ranked:
         raise ConfigError(
             f"layer {layer.name!r} does not fit on {spec.name!r}: one output row and its inputs exceed "
             f"l1_bytes={spec.l1_bytes}; give it more L1"
         )
-    return min(found, key=lambda one: least(*one[1:]))
+    ranked.sort(key=lambda one: one[:2])
+    best = None
+    for bound, i, mapping, actions in ranked:
+        if best is not None and bound > best[0][0]:
+            break  # nor can those behind it be better
+        cycles = layer_cycles(spec, layer, mapping)
+        value = least(cycles, actions), i
+        if best is None or value < best[0]:
+            best = value, (mapping, cycles, actions)
+    assert best is not None
+    return best[1]
 
 
 def _objective(objective: Objective | str) -> Objective:

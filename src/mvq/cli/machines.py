@@ -1,0 +1,157 @@
+"""The commands that model a machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mvq.cli.options import DataOptions, JsonOption, grouped, need_data
+
+app = typer.Typer()
+
+_DATA = DataOptions()
+_ARCHES = ("ws-64", "ews-64", "ews-nm-64", "ews-c-64", "ews-cm-64", "ews-cms-64", "ews-p-64")
+_MachineTable = Annotated[
+    str, typer.Option("--table", help="Costs: cited, published, or a TOML file.", metavar="TABLE")
+]
+_NetworkFile = Annotated[
+    Path,
+    typer.Argument(help="A network in integers (mvq export -o), or a topology CSV of SCALE-Sim.", metavar="NETWORK"),
+]
+_PatternOption = Annotated[
+    str, typer.Option("--pattern", help="N:M of a topology's layers but the first; 1:1 for int8.", metavar="N:M")
+]
+_ObjectiveOption = Annotated[
+    str, typer.Option("--objective", help="Of mappings: edp (energy times delay), cycles or energy.", metavar="NAME")
+]
+_CsvOption = Annotated[bool, typer.Option("--csv", help="Print CSV.")]
+_HtmlOption = Annotated[
+    Path | None, typer.Option("--html", help="Write a report with plots, one HTML file.", metavar="FILE")
+]
+
+
+@app.command(
+    "run",
+    epilog="[bold]Example[/bold]\n\nmvq run r18-int8.mvq --arch ews-p-64 --data imagenet/ --limit 64 --check",
+)
+@grouped
+def run(
+    network: Annotated[Path, typer.Argument(help="A network in integers (mvq export -o).", metavar="NETWORK")],
+    data: DataOptions = _DATA,
+    arch: Annotated[str, typer.Option("--arch", help="A preset such as ews-cms-64, or a .toml file.")] = "ews-cms-64",
+    split: Annotated[str, typer.Option(help="train or val.")] = "val",
+    check: Annotated[bool, typer.Option("--check", help="Compare every result with the integer network's.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Compute images as a machine does, bit for bit, from its packed weight words."""
+    from mvq.cli import running
+
+    need_data(data, "say which images to compute")
+    running.run(network, arch, data=data, split=split, check=check, as_json=as_json)
+
+
+@app.command(
+    "simulate",
+    epilog="[bold]Examples[/bold]\n\nmvq simulate r18-int8.mvq --arch ews-cms-64 --explain\n\n"
+    "mvq simulate resnet18.csv --pattern 4:16 --arch my-machine.toml --csv\n\n"
+    "mvq simulate r18-int8.mvq --html r18.html",
+)
+def simulate(
+    network: _NetworkFile,
+    arch: Annotated[str, typer.Option("--arch", help="A preset such as ews-cms-64, or a .toml file.")] = "ews-cms-64",
+    table: _MachineTable = "cited",
+    pattern: _PatternOption = "1:1",
+    objective: _ObjectiveOption = "edp",
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show where each energy and each area comes from.")
+    ] = False,
+    html: _HtmlOption = None,
+    as_json: JsonOption = False,
+    as_csv: _CsvOption = False,
+    scale_sim: Annotated[
+        bool, typer.Option("--scale-sim", help="Print CSV in the columns of SCALE-Sim's COMPUTE_REPORT.csv.")
+    ] = False,
+) -> None:
+    """Model time, energy and area of a network on a machine, layer by layer."""
+    from mvq.cli import simulating
+
+    simulating.simulate(
+        network,
+        arch,
+        table=table,
+        pattern=pattern,
+        objective=objective,
+        explain=explain,
+        html=html,
+        as_json=as_json,
+        as_csv=as_csv,
+        scale_sim=scale_sim,
+    )
+
+
+@app.command(
+    "compare",
+    epilog="[bold]Examples[/bold]\n\nmvq compare r18-int8.mvq\n\n"
+    "mvq compare r18-int8.mvq --arch ews-64 --arch ews-cms-64 --table published --html machines.html",
+)
+def compare(
+    network: _NetworkFile,
+    arch: Annotated[
+        list[str] | None, typer.Option("--arch", help="A machine; repeat for more. The first is what gains refer to.")
+    ] = None,
+    table: _MachineTable = "cited",
+    pattern: _PatternOption = "1:1",
+    objective: _ObjectiveOption = "edp",
+    html: _HtmlOption = None,
+    as_json: JsonOption = False,
+    as_csv: _CsvOption = False,
+) -> None:
+    """Model a network on several machines, each of which stores the weights in its own way."""
+    from mvq.cli import simulating
+
+    simulating.compare(
+        network,
+        arch or _ARCHES,
+        table=table,
+        pattern=pattern,
+        objective=objective,
+        html=html,
+        as_json=as_json,
+        as_csv=as_csv,
+    )
+
+
+@app.command(
+    "sweep",
+    epilog="[bold]Examples[/bold]\n\nmvq sweep r18-int8.mvq --vary rows=16,32,64 --vary cols=16,32,64 --jobs 2\n\n"
+    "mvq sweep resnet18.csv --pattern 4:16 --vary n_codewords=128,256,512 --vary l1_bytes=65536,131072 --csv",
+)
+def sweep(
+    network: _NetworkFile,
+    vary: Annotated[
+        list[str], typer.Option("--vary", help="A field of the machine and its values; repeat.", metavar="FIELD=V,V")
+    ],
+    arch: Annotated[str, typer.Option("--arch", help="What to start from: a preset, or a .toml file.")] = "ews-p-64",
+    table: _MachineTable = "cited",
+    pattern: _PatternOption = "1:1",
+    objective: _ObjectiveOption = "edp",
+    jobs: Annotated[int, typer.Option("--jobs", "-j", help="Processes.", min=1)] = 1,
+    as_json: JsonOption = False,
+    as_csv: _CsvOption = False,
+) -> None:
+    """Model a network on every combination of values, and show the best in time, energy and area."""
+    from mvq.cli import simulating
+
+    simulating.sweep(
+        network,
+        arch,
+        vary,
+        table=table,
+        pattern=pattern,
+        objective=objective,
+        jobs=jobs,
+        as_json=as_json,
+        as_csv=as_csv,
+    )
