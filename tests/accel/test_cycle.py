@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mvq.accel.cycle import OBJECTIVES, best_mapping, layer_actions, layer_cycles
-from mvq.accel.cycle.actions import stored_bytes
+from mvq.accel.cycle.loads import stored_bytes
 from mvq.accel.cycle.model import least_cycles
 from mvq.accel.cycle.reference import count, simulate
 from mvq.accel.mapping import Mapping, candidates, check, most_fold

@@ -75,6 +75,10 @@ class Extent:
         """Of part i."""
         return self.last if i == self.n - 1 else self.full
 
+    def parts(self) -> list[tuple[int, int]]:
+        """Sizes, and how many parts have them."""
+        return [(self.full, self.n - 1), (self.last, 1)] if self.n > 1 else [(self.last, 1)]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Nest:
@@ -137,10 +141,12 @@ def steps_together(spec: AcceleratorSpec, layer: Layer, mapping: Mapping) -> int
 
 
 def groups_at_once(spec: AcceleratorSpec, layer: Layer) -> int:
-    """Groups that fit on the diagonal of the array."""
+    """Groups that fit on the diagonal of the array; in sparse tiles their columns begin where a pass does."""
     if layer.groups == 1:
         return 1
     c_in, c_out = layer.c_in // layer.groups, layer.c_out // layer.groups
+    if spec.tile == "sparse" and (spec.nm.keep % c_out and c_out % spec.nm.keep or spec.d % c_out and c_out % spec.d):
+        return 1
     return max(1, min(spec.rows // c_in, spec.cols // c_out, layer.groups))
 
 

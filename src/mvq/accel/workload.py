@@ -129,9 +129,20 @@ class Layer:
         """Whether it stores the layer's own indices; without masks a machine has another codebook for masked layers."""
         return self.compressed and (spec.weights == "mvq" or (spec.weights == "vq" and self.pattern.is_dense))
 
-    def stored_lanes(self, spec: AcceleratorSpec, columns: int) -> int:
-        """Lanes that are stored for so many output channels."""
-        return columns if self.is_plain_on(spec) else -(-columns // spec.d) * spec.d
+    def row_bits(self, spec: AcceleratorSpec, columns: int) -> int:
+        """Stored bits of so many output channels at one input channel and kernel point, in each pass.
+
+        Args:
+            spec: machine.
+            columns: output channels of one group, of which a multiple of d come before.
+        """
+        if not self.is_plain_on(spec):
+            return -(-columns // spec.d) * self.word_bits(spec)
+        if spec.tile == "dense":
+            return columns * spec.weight_bits
+        full, rest = divmod(columns, spec.d)
+        blocks, rest_lanes = divmod(rest, spec.nm.group)
+        return (full * spec.q + blocks * spec.nm.keep + min(rest_lanes, spec.nm.keep)) * spec.weight_bits
 
     def uses_masks(self, spec: AcceleratorSpec) -> bool:
         """Whether the machine stores masks for this layer."""
@@ -171,11 +182,14 @@ class Layer:
         return None
 
     def passes(self, spec: AcceleratorSpec) -> int:
-        """How often a position's weights go through the multipliers: the weights of d lanes over those for them."""
-        per_group = self.c_out // self.groups
-        lanes = min(spec.d, per_group) if self.groups > 1 else spec.d
-        kept = -(-lanes * self.pattern.keep // self.pattern.group) if self.uses_masks(spec) else lanes
-        return -(-kept // spec.multipliers_per_tile_row) if spec.tile == "sparse" else 1
+        """How often a position's weights go through the multipliers: N of each M lanes of a sparse tile at a time."""
+        if spec.tile == "dense":
+            return 1
+        if self.uses_masks(spec):
+            return -(-self.pattern.kept_per(spec.d) // spec.q)
+        # Codewords are d lanes wide whatever the layer has.
+        lanes = spec.nm.group if self.compressed else min(spec.nm.group, self.c_out // self.groups)
+        return -(-lanes // spec.nm.keep)
 
 
 def as_the_machine_stores(layer: Layer) -> Layer:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass, fields
 
+from mvq.accel.cycle.loads import loaded_bytes
 from mvq.accel.mapping import Extent, Mapping, input_rows, nest, points_of
 from mvq.accel.spec import AcceleratorSpec
 from mvq.accel.workload import Layer
@@ -60,12 +61,6 @@ class Actions:
         return Actions(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
 
 
-def stored_bytes(spec: AcceleratorSpec, layer: Layer) -> int:
-    """Of a layer's weights as the machine stores them, codebook not counted."""
-    bits = layer.stored_lanes(spec, layer.c_out) * layer.word_bits(spec) // spec.d
-    return -(-bits * (layer.c_in // layer.groups) * layer.n_points // 8)
-
-
 def layer_actions(spec: AcceleratorSpec, layer: Layer, mapping: Mapping) -> Actions:
     """Counts of one layer, DRAM left out.
 
@@ -99,7 +94,7 @@ def layer_actions(spec: AcceleratorSpec, layer: Layer, mapping: Mapping) -> Acti
         requantizations=layer.output_bytes,
         l1_read_bytes=fetched + partial + layer.output_bytes + layer.residual_bytes,
         l1_write_bytes=inputs + partial + layer.output_bytes,
-        l2_read_bytes=loads * stored_bytes(spec, layer) + layer.codebook_bits(spec) // 8 + inputs,
+        l2_read_bytes=loads * loaded_bytes(spec, layer, mapping) + layer.codebook_bits(spec) // 8 + inputs,
         l2_write_bytes=layer.output_bytes,
     )
 

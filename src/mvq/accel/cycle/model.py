@@ -1,8 +1,8 @@
 """Cycles of a layer in closed form; `reference` steps through the same machine and must agree exactly.
 
-The array's blocks follow one another in the order of the loop nest. A block issues for as long as it has work, but no
-sooner than `depth` cycles after the one before, whose sums it may need; the weights of the next block arrive meanwhile
-or after, as the mapping says. Transfers of the next tile's input and the last tile's output run beside a tile.
+The array's blocks follow one another in the order of the loop nest. A block issues for as long as it has work. The next
+one begins when the sums that it may need are in memory, and its weights in the array: they arrive beside the block or
+after it, as the mapping says. Transfers of the next tile's input and the last tile's output run beside a tile.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
-from mvq.accel.cycle.actions import stored_bytes
+from mvq.accel.cycle.loads import block_load, stored_bytes
 from mvq.accel.mapping import Extent, Mapping, Nest, input_rows, nest
 from mvq.accel.spec import AcceleratorSpec
 from mvq.accel.workload import Layer
@@ -23,7 +23,7 @@ class Cycles:
 
     Attributes:
         compute: the array issues work.
-        bubble: it waits for its own pipeline, between blocks and at the end.
+        bubble: it waits for its own sums, between blocks and at the end.
         weights: it waits for weights.
         memory: it waits for transfers between L1 and L2.
         dram: it waits for DRAM.
@@ -50,10 +50,12 @@ class Block(NamedTuple):
     Attributes:
         compute: cycles the array issues.
         load: cycles its weights take to arrive.
+        visits: cycles between its first and its last visit to a sum.
     """
 
     compute: int
     load: int
+    visits: int
 
 
 class Span(NamedTuple):
@@ -64,31 +66,20 @@ class Span(NamedTuple):
     weights: int
 
 
-def pipeline_depth(spec: AcceleratorSpec) -> int:
-    """Cycles from an activation to the partial sum it changes.
+#: Cycles from the last visit to a sum in a block to the first one in the next: it has to be in memory.
+SETTLE_CYCLES = 3
+#: Stages of fetching an activation, which are as many as those of a row of weights in the loader.
+FETCH_CYCLES = 3
 
-    One for each tile that activations pass on their way, the multiplier, each two levels of the adder tree over the
-    rows (the first with the routing of products in a sparse tile), and the accumulator.
+
+def pipeline_depth(spec: AcceleratorSpec) -> int:
+    """Cycles from the issue of a step to its sums in memory.
+
+    Those of fetching the activation, one for each tile that it passes, the multiplier, each two levels of the adder
+    tree over the rows (the first with the routing of products in a sparse tile), and the accumulator.
     """
     levels = (spec.rows - 1).bit_length()
-    return spec.words_per_row + 1 + -(-levels // 2) + 1
-
-
-def load_cycles(spec: AcceleratorSpec, layer: Layer, *, rows: int, columns: int) -> int:
-    """Cycles until the weights of a block are in the array.
-
-    The stored words come through the port of the weight loader; decoded, a row of the array is written in a cycle.
-
-    Args:
-        spec: machine.
-        layer: whose weights.
-        rows: input channels times kernel points times passes.
-        columns: output channels.
-    """
-    lanes = layer.stored_lanes(spec, columns)
-    bits = -(-rows * lanes * layer.word_bits(spec) // (spec.d * layer.passes(spec)))
-    writes = rows * -(-columns // spec.cols)
-    return max(-(-bits // spec.weight_port_bits), writes)
+    return FETCH_CYCLES + spec.words_per_row + 1 + -(-levels // 2) + 1
 
 
 def transfer_cycles(spec: AcceleratorSpec, n_bytes: int) -> int:
@@ -177,10 +168,10 @@ class Timeline:
         if found is None:
             spec = self.spec
             sets = -(-columns // spec.cols) * -(-channels // spec.rows)
-            # Rows that the last kernel points leave over hold zeros, which are loaded like weights.
-            loaded = channels * groups * entries * self.mapping.fold
-            load = load_cycles(spec, self.layer, rows=loaded, columns=columns)
-            found = self._blocks[key] = Block(rows * self.width * entries * sets, load)
+            sizes = {"groups": groups, "channels": channels, "columns": columns, "entries": entries}
+            load = block_load(spec, self.layer, self.mapping, **sizes).cycles
+            visits = (entries * -(-channels // spec.rows) - 1) * -(-columns // spec.cols)
+            found = self._blocks[key] = Block(rows * self.width * entries * sets, load, visits)
         return found
 
     def span(self, tile: int, group: int, output: int, after: Block | None) -> Span:
@@ -264,13 +255,15 @@ class Timeline:
         return transfer_cycles(self.spec, load), transfer_cycles(self.spec, positions * made)
 
     def _bubble(self, here: Block, then: Block | None) -> int:
-        """The last block drains."""
-        return self.depth if then is None else max(self.depth - here.compute, 0)
+        """The last block drains; others leave the first of their sums time to settle."""
+        return self.depth if then is None else max(SETTLE_CYCLES + here.visits - here.compute, 0)
 
     def _wait(self, here: Block, then: Block | None) -> int:
+        """A load that is not beside the block is beside its bubble."""
         if then is None:
             return 0
-        return max(then.load - max(here.compute, self.depth), 0) if self.mapping.overlapped else then.load
+        beside = self._bubble(here, then) + (here.compute if self.mapping.overlapped else 0)
+        return max(then.load - beside, 0)
 
 
 def _ends(count: int, phase: Phase) -> list[tuple[int, Phase]]:

@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from mvq.accel.cycle.actions import Actions, layer_actions, stored_bytes
+from mvq.accel.cycle.actions import Actions, layer_actions
+from mvq.accel.cycle.loads import stored_bytes
 from mvq.accel.cycle.model import Cycles, layer_cycles, least_cycles
 from mvq.accel.mapping import Mapping, candidates
 from mvq.accel.spec import AcceleratorSpec

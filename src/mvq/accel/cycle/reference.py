@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from mvq.accel.cycle.model import Cycles, pipeline_depth
+from mvq.accel.cycle.model import SETTLE_CYCLES, Cycles, pipeline_depth
 from mvq.accel.mapping import Mapping, groups_at_once
 from mvq.accel.spec import AcceleratorSpec
 from mvq.accel.workload import Layer
@@ -17,6 +17,7 @@ class _Work:
 
     cycles: int
     load: int
+    visits: int
 
 
 @dataclass
@@ -74,12 +75,13 @@ class _Machine:
             for _ in range(block.cycles):
                 self.counts["compute"] += 1
                 loading, moving = max(loading - 1, 0), max(moving - 1, 0)
-            waited = block.cycles if then is not None else 0
-            while waited < self.depth:
-                self.counts["bubble"] += 1
-                loading, moving, waited = max(loading - 1, 0), max(moving - 1, 0), waited + 1
             if then is not None and not self.mapping.overlapped:
                 loading = then.load
+            # The next visit to a sum comes some cycles after the last one in this block.
+            since = block.cycles - block.visits if then is not None else 0
+            while since < (SETTLE_CYCLES if then is not None else self.depth):
+                self.counts["bubble"] += 1
+                loading, moving, since = max(loading - 1, 0), max(moving - 1, 0), since + 1
             while loading:
                 self.counts["weights"] += 1
                 loading, moving = loading - 1, max(moving - 1, 0)
@@ -118,8 +120,9 @@ def _collect(spec: AcceleratorSpec, layer: Layer, mapping: Mapping) -> list[_Tra
                 part = _Transfers() if not mapping.resident else tile
                 for channels in _parts(range(c_in), spec.rows * mapping.b):
                     for some in _parts(range(len(entries)), mapping.d):
-                        cycles = _issues(spec, layer, rows, channels, columns, some)
-                        part.blocks.append(_Work(cycles, _loads(spec, layer, mapping, groups, channels, columns, some)))
+                        cycles, visits = _issues(spec, layer, rows, channels, columns, some)
+                        load = _loads(spec, layer, mapping, groups, channels, columns, some)
+                        part.blocks.append(_Work(cycles, load, visits))
                 if not mapping.resident:
                     _move(layer, part, rows, len(groups) * c_in, len(groups) * len(columns))
                     phases.append(part)
@@ -137,16 +140,18 @@ def _entries(spec: AcceleratorSpec, layer: Layer, mapping: Mapping) -> list[list
 
 def _issues(
     spec: AcceleratorSpec, layer: Layer, rows: list[int], channels: list[int], columns: list[int], entries: list[int]
-) -> int:
-    """The inner loops, counted one by one."""
-    n = 0
-    for _ in rows:
-        for _ in range(layer.out_size[1]):
+) -> tuple[int, int]:
+    """The inner loops, counted one by one; and the cycles between the first and the last visit to the first sum."""
+    n, seen = 0, []
+    for row in rows:
+        for position in range(layer.out_size[1]):
             for _ in entries:
                 for _ in range(0, len(channels), spec.rows):
-                    for _ in range(0, len(columns), spec.cols):
+                    for column in range(0, len(columns), spec.cols):
+                        if (row, position, column) == (rows[0], 0, 0):
+                            seen.append(n)
                         n += 1
-    return n
+    return n, seen[-1] - seen[0]
 
 
 def _loads(
@@ -158,22 +163,32 @@ def _loads(
     columns: list[int],
     entries: list[int],
 ) -> int:
-    """Cycles for the stored bits, or for the rows of the array that are written, whichever are more."""
-    lanes, bits, writes = 0, 0, 0
-    for _ in groups:
-        for _ in channels:
-            for _ in range(len(entries) * mapping.fold):
-                writes += sum(1 for _ in range(0, len(columns), spec.cols))
-                for start in range(0, len(columns), spec.d):
-                    padded = layer.compressed and spec.weights != "int8"
-                    lanes += spec.d if padded else len(columns[start : start + spec.d])
-    bits = lanes * layer.word_bits(spec)
-    share = spec.d * layer.passes(spec)
-    bits = bits // share + (bits % share > 0)
-    cycles = 0
-    while bits > 0:
-        bits, cycles = bits - spec.weight_port_bits, cycles + 1
-    return max(cycles, writes)
+    """Row by row of the array: a cycle, or as many as it takes beats of the port."""
+    cycles = held = 0
+    for _ in entries:
+        for some in _parts(range(len(channels)), spec.rows):
+            for these in _parts(range(len(columns)), spec.cols):
+                for _ in range(len(groups) * mapping.fold * len(some)):
+                    need, beats = _row_bits(spec, layer, len(these)), 0
+                    while held < need:
+                        held, beats = held + spec.weight_port_bits, beats + 1
+                    held -= need
+                    cycles += max(beats, 1)
+    return cycles
+
+
+def _row_bits(spec: AcceleratorSpec, layer: Layer, columns: int) -> int:
+    """Word by word."""
+    bits = 0
+    for lanes in _parts(range(columns), spec.d):
+        if layer.compressed and spec.weights != "int8":
+            bits += layer.word_bits(spec)
+        elif spec.tile == "dense":
+            bits += len(lanes) * spec.weight_bits
+        else:
+            # As many as the first pass takes.
+            bits += sum(lane % spec.nm.group < spec.nm.keep for lane in range(len(lanes))) * spec.weight_bits
+    return bits
 
 
 def _move(layer: Layer, phase: _Transfers, rows: list[int], taken: int, made: int) -> None:

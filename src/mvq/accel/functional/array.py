@@ -53,7 +53,7 @@ def run_layer(
         PsumOverflowError: if a sum leaves `psum_bits` at any time; names layer, channel, position and the step.
     """
     order = load_order(spec, layer, mapping, stored)
-    fields = unpack(stream, stored, order)
+    fields = unpack(stream, stored, order, spec.weight_port_bits)
     weights, held = _passes(spec, layer, stored, *decode(spec, stored, fields))
     n = nest(spec, layer, mapping)
     out = np.empty((len(ifmap), layer.c_out, *layer.out_size), np.int64)
@@ -72,11 +72,13 @@ def _passes(
     A pass takes as many weights of a word as there are multipliers for it.
     """
     passes = layer.passes(spec)
-    at_once = spec.multipliers_per_tile_row if spec.tile == "sparse" else stored.lanes
     words = np.zeros((passes, *values.shape[:-1], stored.lanes), np.float32)
-    for i in range(passes):
-        part = slice(i * at_once, (i + 1) * at_once)
-        np.put_along_axis(words[i], lanes[..., part], values[..., part].astype(np.float32), axis=-1)
+    for i, part in enumerate(words):
+        if stored.slots is None:
+            here = slice(i * spec.multipliers_per_tile_row, (i + 1) * spec.multipliers_per_tile_row)
+        else:
+            here = stored.slots[0][i][stored.slots[0][i] >= 0]
+        np.put_along_axis(part, lanes[..., here], values[..., here].astype(np.float32), axis=-1)
     per_group = layer.c_out // layer.groups
     flat = np.moveaxis(words, -1, 2).reshape(passes, layer.groups, -1, *values.shape[1:-1])
     channel = np.arange(stored.n_words)[:, None] % stored.per_group * stored.lanes

@@ -64,7 +64,9 @@ class Machine:
         stored = stored_weight(self.spec, layer, self.network.weights, codes.reshape(*codes.shape[:2], -1, 1))
         mapping = mapping or best_mapping(self.spec, layer)[0]
         self.layers[layer.name], self.mappings[layer.name], self._stored[layer.name] = layer, mapping, stored
-        self.streams[layer.name] = pack(stored, load_order(self.spec, layer, mapping, stored))
+        self.streams[layer.name] = pack(
+            stored, load_order(self.spec, layer, mapping, stored), self.spec.weight_port_bits
+        )
 
     def compute(self, node: Node, inputs: list[Array], network: IntegerNetwork) -> Array:
         """The result of one operation; layers run on the array."""

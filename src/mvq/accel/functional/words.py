@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mvq.accel.mapping import Mapping, nest, points_of
+from mvq.accel.mapping import Mapping, nest
 from mvq.accel.spec import AcceleratorSpec
 from mvq.accel.workload import Layer
 from mvq.compressed import CompressedModel, VQLayer
@@ -23,19 +23,21 @@ Array = NDArray[Any]
 class StoredWeight:
     """A layer's weights as the machine stores them.
 
-    A word holds the lanes of `lanes` consecutive output channels at one input channel and kernel point. The last word
-    of a compressed layer may have padding, that of a plain one has fewer lanes.
+    A word holds the lanes of `lanes` consecutive output channels at one input channel and kernel point. Of a plain
+    layer a pass stores the codes that its multipliers take, of a compressed one the whole word.
 
     Attributes:
         lanes: output channels of a word.
         n_words: words at one input channel and kernel point.
-        fields: from the low bits of a word up, values `(n_words, Cin / groups, points)` and their width in bits.
+        fields: of a word, values `(n_words, Cin / groups, points)` and their width in bits: the codes of a plain
+            layer's lanes, or those of a compressed word from its low bits up.
         pattern: of the masks; dense where a word has none.
         subvector: lanes of a stored subvector, of which a word may have several.
         codebook: int8 `(k, width)`; None where codes are stored themselves.
         packed: whether a codeword lists kept values.
         per_group: words of a group of channels.
-        last_fields: of the last word of a group; the others are not stored, as they would be padding.
+        slots: of a plain layer, the lanes that each pass stores, `(passes, n)`, of a whole word and of the last one of
+            a group; -1 for a multiplier that has none, for which a zero is stored. None for a compressed layer.
     """
 
     lanes: int
@@ -46,18 +48,19 @@ class StoredWeight:
     codebook: NDArray[np.int8] | None
     packed: bool
     per_group: int
-    last_fields: int
+    slots: tuple[Array, Array] | None = None
 
-    @property
-    def word_bits(self) -> int:
-        """Bits of a word."""
-        return sum(bits for _, bits in self.fields)
-
-    def present(self, words: Array) -> NDArray[np.bool_]:
-        """`(n, word_bits)` bits of words that are stored."""
-        widths = [bits for _, bits in self.fields]
-        field = np.repeat(np.arange(len(widths)), widths)
-        return (words[:, None] % self.per_group < self.per_group - 1) | (field < self.last_fields)
+    def stored(self, order: Array) -> tuple[Array, Array]:
+        """What is stored of each word read: `(n, fields)` numbers of fields, -1 for a zero, and how many of them are."""
+        if self.slots is None:
+            every = np.broadcast_to(np.arange(len(self.fields)), (len(order), len(self.fields)))
+            return np.where(order[:, 2:3] >= 0, every, -1), np.full(len(order), len(self.fields))
+        whole, last = self.slots
+        is_last = order[:, 0] % self.per_group == self.per_group - 1
+        padded = np.full((2, *whole.shape), -1)
+        padded[0], padded[1, :, : last.shape[1]] = whole, last
+        found = np.where(order[:, 2:3] >= 0, padded[is_last.astype(int), order[:, 3]], -1)
+        return found, np.where(is_last, last.shape[1], whole.shape[1])
 
 
 def stored_weight(spec: AcceleratorSpec, layer: Layer, model: CompressedModel, codes: NDArray[np.int8]) -> StoredWeight:
@@ -95,7 +98,6 @@ def stored_weight(spec: AcceleratorSpec, layer: Layer, model: CompressedModel, c
             codebook=None,
             packed=True,
             per_group=n_words,
-            last_fields=len(kept) + len(mask_fields),
         )
     indices = _words(found.assignments.reshape(*grid, 1), n_words, ratio)
     return StoredWeight(
@@ -107,7 +109,6 @@ def stored_weight(spec: AcceleratorSpec, layer: Layer, model: CompressedModel, c
         codebook=model.codebooks[found.codebook].codes,
         packed=found.codewords == "packed",
         per_group=n_words,
-        last_fields=len(indices) + len(mask_fields),
     )
 
 
@@ -139,7 +140,10 @@ def _plain(spec: AcceleratorSpec, layer: Layer, codes: Array) -> StoredWeight:
         codebook=None,
         packed=False,
         per_group=per_group,
-        last_fields=grouped.shape[1] - (per_group - 1) * lanes,
+        slots=(
+            pass_lanes(spec, layer, lanes),
+            pass_lanes(spec, layer, grouped.shape[1] - (per_group - 1) * lanes),
+        ),
     )
 
 
@@ -165,20 +169,35 @@ def _kept_codes(codes: Array, stored: VQLayer, n_words: int, d: int) -> list[Arr
     return [kept[..., i] & 0xFF for i in range(kept.shape[-1])]
 
 
+def pass_lanes(spec: AcceleratorSpec, layer: Layer, lanes: int) -> Array:
+    """Lanes `(passes, n)` of a plain word that a row of a tile multiplies in each pass, -1 where there is none.
+
+    A sparse tile has N multipliers for each M lanes, which take N of them in a row at a time.
+    """
+    if spec.tile == "dense":
+        return np.arange(lanes)[None]
+    keep, group = spec.nm.keep, spec.nm.group
+    places = np.array([i * group + j for i in range(spec.d // group) for j in range(keep) if i * group + j < lanes])
+    found = places + keep * np.arange(layer.passes(spec))[:, None]
+    there = (found % group >= places % group) & (found // group == places // group) & (found < lanes)
+    return np.where(there, found, -1)
+
+
 def load_order(spec: AcceleratorSpec, layer: Layer, mapping: Mapping, stored: StoredWeight) -> Array:
     """Which words the loader reads, one after the other, for one tile of output rows.
 
     By the loop nest: groups, output steps, input steps, blocks of entries; in a block entries, sets of input channels,
-    sets of output channels, rows of the array, and the words of a row. A word is read with the first pass of its point.
+    sets of output channels, rows of the array, and the words of a row.
 
     Returns:
-        `(n, 3)`: word, input channel of its group, kernel point.
+        `(n, 5)`: word, input channel of its group, kernel point, pass, and number of the block. The point is -1 in
+        rows that the last points leave over, where zeros are stored.
 
     Raises:
         ConfigError: if the mapping does not fit.
     """
     n, passes = nest(spec, layer, mapping), layer.passes(spec)
-    parts = []
+    parts, number = [], 0
     for g in range(n.groups.n):
         groups = range(g * n.groups.full, g * n.groups.full + n.groups.size(g))
         for k in range(n.outputs.n):
@@ -188,8 +207,10 @@ def load_order(spec: AcceleratorSpec, layer: Layer, mapping: Mapping, stored: St
                 rows = _parts(c * n.inputs.full, n.inputs.size(c), spec.rows)
                 for e in range(n.entries.n):
                     start = e * n.entries.full
-                    steps = [i // passes for i in range(start, start + n.entries.size(e)) if i % passes == 0]
-                    parts += list(_block(groups, columns, rows, steps, layer, mapping, stored.lanes, stored.per_group))
+                    entries = [divmod(i, passes) for i in range(start, start + n.entries.size(e))]
+                    for found in _block(groups, columns, rows, entries, layer, mapping, stored.lanes, stored.per_group):
+                        parts.append(np.concatenate([found, np.full((len(found), 1), number)], axis=1))
+                    number += 1
     return np.concatenate(parts)
 
 
@@ -201,51 +222,89 @@ def _block(
     groups: range,
     columns: list[range],
     rows: list[range],
-    steps: list[int],
+    entries: list[tuple[int, int]],
     layer: Layer,
     mapping: Mapping,
     lanes: int,
     per_group: int,
 ) -> Iterator[Array]:
-    for step in steps:
-        points = np.array(points_of(layer, mapping.fold, step))
+    for step, number in entries:
+        points = np.arange(step * mapping.fold, (step + 1) * mapping.fold)
+        points[points >= layer.n_points] = -1
         for channels in rows:
             for outs in columns:
                 words = np.arange(outs.start // lanes, -(-outs.stop // lanes))
                 grid = np.meshgrid(np.array(groups), points, np.array(channels), words, indexing="ij")
                 g, p, c, w = (axis.ravel() for axis in grid)
-                yield np.stack([g * per_group + w, c, p], axis=1)
+                yield np.stack([g * per_group + w, c, p, np.full(len(g), number)], axis=1)
 
 
-def pack(stored: StoredWeight, order: Array) -> bytes:
-    """The stream: words in their order, the low bit of the first field first, without gaps; zero bits at the end."""
-    words, channels, points = order.T
-    bits = [_bits(values[words, channels, points], width) for values, width in stored.fields]
-    return np.packbits(np.concatenate(bits, axis=1)[stored.present(words)], bitorder="little").tobytes()
+def pack(stored: StoredWeight, order: Array, beat_bits: int) -> bytes:
+    """The stream: words in their order, the low bit of the first field first, without gaps inside a block.
+
+    Args:
+        stored: layer.
+        order: as `load_order` gives it.
+        beat_bits: of the weight port; a block begins at a new beat.
+    """
+    which, n = stored.stored(order)
+    start, total = _places(stored, which, n, order, beat_bits)
+    bits = np.zeros(total, np.uint8)
+    words, channels, points = order[:, :3].T
+    at = start
+    for slot in range(which.shape[1]):
+        for field in np.unique(which[:, slot]):
+            here = (which[:, slot] == field) & (slot < n)
+            values, width = stored.fields[max(field, 0)]
+            if field >= 0:
+                chosen = values[words[here], channels[here], points[here]]
+                bits[at[here][:, None] + np.arange(width)] = _bits(chosen, width)
+        at = at + _width(stored, slot)
+    return np.packbits(bits, bitorder="little").tobytes()
 
 
-def unpack(stream: bytes, stored: StoredWeight, order: Array) -> list[Array]:
+def unpack(stream: bytes, stored: StoredWeight, order: Array, beat_bits: int) -> list[Array]:
     """Fields `(n_words, Cin / groups, points)` of a stream; of `stored` only their widths are looked at.
 
     Raises:
         StreamError: if the stream has another length.
     """
-    words, channels, points = order.T
-    present = stored.present(words)
-    total = int(present.sum())
+    which, n = stored.stored(order)
+    start, total = _places(stored, which, n, order, beat_bits)
     if len(stream) != -(-total // 8):
         raise StreamError(
-            f"weight words: {len(order)} words of {total} bits together take {-(-total // 8)} bytes, "
+            f"weight words: {len(order)} words in beats of {beat_bits} bits take {-(-total // 8)} bytes, "
             f"the stream has {len(stream)}"
         )
-    rows, start, fields = np.zeros(present.shape, np.int64), 0, []
-    rows[present] = np.unpackbits(np.frombuffer(stream, np.uint8), bitorder="little", count=total)
-    for values, width in stored.fields:
-        field = np.zeros(values.shape, np.int64)
-        field[words, channels, points] = rows[:, start : start + width] @ (1 << np.arange(width, dtype=np.int64))
-        fields.append(field)
-        start += width
+    bits = np.unpackbits(np.frombuffer(stream, np.uint8), bitorder="little", count=total)
+    words, channels, points = order[:, :3].T
+    fields = [np.zeros(values.shape, np.int64) for values, _ in stored.fields]
+    at = start
+    for slot in range(which.shape[1]):
+        for field in np.unique(which[:, slot]):
+            here = (which[:, slot] == field) & (slot < n)
+            width = stored.fields[max(field, 0)][1]
+            if field >= 0:
+                found = bits[at[here][:, None] + np.arange(width)] @ (1 << np.arange(width, dtype=np.int64))
+                fields[field][words[here], channels[here], points[here]] = found
+        at = at + _width(stored, slot)
     return fields
+
+
+def _width(stored: StoredWeight, slot: int) -> int:
+    """Of what is stored in a slot."""
+    return stored.fields[slot if stored.slots is None else 0][1]
+
+
+def _places(stored: StoredWeight, which: Array, n: Array, order: Array, beat_bits: int) -> tuple[Array, int]:
+    """Bit at which each word begins, and how many there are in all."""
+    ends = np.cumsum([_width(stored, slot) for slot in range(which.shape[1])])
+    sizes = ends[n - 1]
+    blocks = np.bincount(order[:, 4], weights=sizes).astype(np.int64)
+    beats = -(-blocks // beat_bits) * beat_bits
+    before = np.cumsum(sizes) - sizes
+    shift = np.cumsum(beats) - beats - (np.cumsum(blocks) - blocks)
+    return before + shift[order[:, 4]], int(beats.sum())
 
 
 def _bits(values: Array, width: int) -> Array:
