@@ -145,7 +145,9 @@ def groups_at_once(spec: AcceleratorSpec, layer: Layer) -> int:
     if layer.groups == 1:
         return 1
     c_in, c_out = layer.c_in // layer.groups, layer.c_out // layer.groups
-    if spec.tile == "sparse" and (spec.nm.keep % c_out and c_out % spec.nm.keep or spec.d % c_out and c_out % spec.d):
+    if spec.tile == "sparse" and (
+        (spec.nm.keep % c_out and c_out % spec.nm.keep) or (spec.d % c_out and c_out % spec.d)
+    ):
         return 1
     return max(1, min(spec.rows // c_in, spec.cols // c_out, layer.groups))
 

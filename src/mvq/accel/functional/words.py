@@ -51,7 +51,7 @@ class StoredWeight:
     slots: tuple[Array, Array] | None = None
 
     def stored(self, order: Array) -> tuple[Array, Array]:
-        """What is stored of each word read: `(n, fields)` numbers of fields, -1 for a zero, and how many of them are."""
+        """What is stored of each word read: numbers of fields `(n, fields)`, -1 for a zero, and how many there are."""
         if self.slots is None:
             every = np.broadcast_to(np.arange(len(self.fields)), (len(order), len(self.fields)))
             return np.where(order[:, 2:3] >= 0, every, -1), np.full(len(order), len(self.fields))
