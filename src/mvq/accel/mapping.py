@@ -141,14 +141,14 @@ def steps_together(spec: AcceleratorSpec, layer: Layer, mapping: Mapping) -> int
 
 
 def groups_at_once(spec: AcceleratorSpec, layer: Layer) -> int:
-    """Groups that fit on the diagonal of the array; in sparse tiles their columns begin where a pass does."""
+    """Groups that fit on the diagonal of the array; in sparse tiles, if the columns of each begin where a pass does."""
     if layer.groups == 1:
         return 1
     c_in, c_out = layer.c_in // layer.groups, layer.c_out // layer.groups
-    if spec.tile == "sparse" and (
-        (spec.nm.keep % c_out and c_out % spec.nm.keep) or (spec.d % c_out and c_out % spec.d)
-    ):
-        return 1
+    if spec.tile == "sparse" and c_out > 1 and c_out % spec.d:
+        sizes = spec.nm.keep, spec.nm.group, spec.d
+        if spec.nm.group % spec.nm.keep or any(size % c_out and c_out % size for size in sizes):
+            return 1
     return max(1, min(spec.rows // c_in, spec.cols // c_out, layer.groups))
 
 

@@ -172,15 +172,19 @@ def _kept_codes(codes: Array, stored: VQLayer, n_words: int, d: int) -> list[Arr
 def pass_lanes(spec: AcceleratorSpec, layer: Layer, lanes: int) -> Array:
     """Lanes `(passes, n)` of a plain word that a row of a tile multiplies in each pass, -1 where there is none.
 
-    A sparse tile has N multipliers for each M lanes, which take N of them in a row at a time.
+    A sparse tile has N multipliers for each M lanes, which take N of them in a row at a time. The i-th reaches lanes i to
+    i + M - N.
     """
     if spec.tile == "dense":
         return np.arange(lanes)[None]
     keep, group = spec.nm.keep, spec.nm.group
-    places = np.array([i * group + j for i in range(spec.d // group) for j in range(keep) if i * group + j < lanes])
-    found = places + keep * np.arange(layer.passes(spec))[:, None]
-    there = (found % group >= places % group) & (found // group == places // group) & (found < lanes)
-    return np.where(there, found, -1)
+    blocks, at = np.divmod(np.arange(spec.q), keep)
+    stored = blocks * group + at < lanes
+    passes = np.arange(layer.passes(spec))[:, None]
+    # A multiplier reaches lanes up to M - N above its place, so that those left over in the end sit as far up as can be.
+    lane = np.where(passes < group // keep, passes * keep, group - keep) + at
+    found = blocks * group + lane
+    return np.where((lane >= passes * keep) & (found < lanes), found, -1)[:, stored]
 
 
 def load_order(spec: AcceleratorSpec, layer: Layer, mapping: Mapping, stored: StoredWeight) -> Array:

