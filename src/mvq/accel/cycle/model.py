@@ -50,12 +50,12 @@ class Block(NamedTuple):
     Attributes:
         compute: cycles the array issues.
         load: cycles its weights take to arrive.
-        visits: cycles between its first and its last visit to a sum.
+        sums: in each column.
     """
 
     compute: int
     load: int
-    visits: int
+    sums: int
 
 
 class Span(NamedTuple):
@@ -66,7 +66,7 @@ class Span(NamedTuple):
     weights: int
 
 
-#: Cycles from the last visit to a sum in a block to the first one in the next: it has to be in memory.
+#: Cycles from the last visit to a sum in a block to the first one in the next, which finds it in memory.
 SETTLE_CYCLES = 3
 #: Stages of fetching an activation, which are as many as those of a row of weights in the loader.
 FETCH_CYCLES = 3
@@ -170,8 +170,8 @@ class Timeline:
             sets = -(-columns // spec.cols) * -(-channels // spec.rows)
             sizes = {"groups": groups, "channels": channels, "columns": columns, "entries": entries}
             load = block_load(spec, self.layer, self.mapping, **sizes).cycles
-            visits = (entries * -(-channels // spec.rows) - 1) * -(-columns // spec.cols)
-            found = self._blocks[key] = Block(rows * self.width * entries * sets, load, visits)
+            sums = rows * self.width * -(-columns // spec.cols)
+            found = self._blocks[key] = Block(rows * self.width * entries * sets, load, sums)
         return found
 
     def span(self, tile: int, group: int, output: int, after: Block | None) -> Span:
@@ -255,8 +255,8 @@ class Timeline:
         return transfer_cycles(self.spec, load), transfer_cycles(self.spec, positions * made)
 
     def _bubble(self, here: Block, then: Block | None) -> int:
-        """The last block drains; others leave the first of their sums time to settle."""
-        return self.depth if then is None else max(SETTLE_CYCLES + here.visits - here.compute, 0)
+        """The last block drains; others leave their sums time to settle, of which the next may visit one a cycle."""
+        return self.depth if then is None else max(SETTLE_CYCLES - here.sums, 0)
 
     def _wait(self, here: Block, then: Block | None) -> int:
         """A load that is not beside the block is beside its bubble."""

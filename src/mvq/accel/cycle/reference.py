@@ -17,7 +17,7 @@ class _Work:
 
     cycles: int
     load: int
-    visits: int
+    sums: int
 
 
 @dataclass
@@ -77,8 +77,8 @@ class _Machine:
                 loading, moving = max(loading - 1, 0), max(moving - 1, 0)
             if then is not None and not self.mapping.overlapped:
                 loading = then.load
-            # The next visit to a sum comes some cycles after the last one in this block.
-            since = block.cycles - block.visits if then is not None else 0
+            # The next block may visit a sum in each cycle, in the order of this one.
+            since = block.sums if then is not None else 0
             while since < (SETTLE_CYCLES if then is not None else self.depth):
                 self.counts["bubble"] += 1
                 loading, moving, since = max(loading - 1, 0), max(moving - 1, 0), since + 1
@@ -120,9 +120,9 @@ def _collect(spec: AcceleratorSpec, layer: Layer, mapping: Mapping) -> list[_Tra
                 part = _Transfers() if not mapping.resident else tile
                 for channels in _parts(range(c_in), spec.rows * mapping.b):
                     for some in _parts(range(len(entries)), mapping.d):
-                        cycles, visits = _issues(spec, layer, rows, channels, columns, some)
+                        cycles, sums = _issues(spec, layer, rows, channels, columns, some)
                         load = _loads(spec, layer, mapping, groups, channels, columns, some)
-                        part.blocks.append(_Work(cycles, load, visits))
+                        part.blocks.append(_Work(cycles, load, sums))
                 if not mapping.resident:
                     _move(layer, part, rows, len(groups) * c_in, len(groups) * len(columns))
                     phases.append(part)
@@ -141,17 +141,16 @@ def _entries(spec: AcceleratorSpec, layer: Layer, mapping: Mapping) -> list[list
 def _issues(
     spec: AcceleratorSpec, layer: Layer, rows: list[int], channels: list[int], columns: list[int], entries: list[int]
 ) -> tuple[int, int]:
-    """The inner loops, counted one by one; and the cycles between the first and the last visit to the first sum."""
-    n, seen = 0, []
+    """The inner loops, counted one by one; and the sums of a column that they visit."""
+    n, seen = 0, set()
     for row in rows:
         for position in range(layer.out_size[1]):
             for _ in entries:
                 for _ in range(0, len(channels), spec.rows):
                     for column in range(0, len(columns), spec.cols):
-                        if (row, position, column) == (rows[0], 0, 0):
-                            seen.append(n)
+                        seen.add((row, position, column))
                         n += 1
-    return n, seen[-1] - seen[0]
+    return n, len(seen)
 
 
 def _loads(

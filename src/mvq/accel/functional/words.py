@@ -170,10 +170,10 @@ def _kept_codes(codes: Array, stored: VQLayer, n_words: int, d: int) -> list[Arr
 
 
 def pass_lanes(spec: AcceleratorSpec, layer: Layer, lanes: int) -> Array:
-    """Lanes `(passes, n)` of a plain word that a row of a tile multiplies in each pass, -1 where there is none.
+    """Lanes `(passes, n)` of a plain word that a row of a tile multiplies in each pass, -1 for none.
 
-    A sparse tile has N multipliers for each M lanes, which take N of them in a row at a time. The i-th reaches lanes i to
-    i + M - N.
+    A sparse tile has N multipliers for each M lanes, which take N of them in a row at a time. The i-th reaches lanes i
+    to i + M - N.
     """
     if spec.tile == "dense":
         return np.arange(lanes)[None]
@@ -181,7 +181,7 @@ def pass_lanes(spec: AcceleratorSpec, layer: Layer, lanes: int) -> Array:
     blocks, at = np.divmod(np.arange(spec.q), keep)
     stored = blocks * group + at < lanes
     passes = np.arange(layer.passes(spec))[:, None]
-    # A multiplier reaches lanes up to M - N above its place, so that those left over in the end sit as far up as can be.
+    # A multiplier reaches lanes up to M - N above its place: those left over in the end sit as far up as can be.
     lane = np.where(passes < group // keep, passes * keep, group - keep) + at
     found = blocks * group + lane
     return np.where((lane >= passes * keep) & (found < lanes), found, -1)[:, stored]

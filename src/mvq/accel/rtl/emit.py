@@ -61,7 +61,7 @@ def verilog(spec: AcceleratorSpec) -> str:
         raise ConfigError("\n".join(f"RTL of {spec.name!r}: {fault}" for fault in faults))
     parts = Parts()
     parts.add(Core, spec)
-    with tempfile.TemporaryDirectory(dir=_scratch()) as name:
+    with tempfile.TemporaryDirectory(dir=scratch()) as name:
         folder = Path(name)
         for i, text in enumerate(parts.texts.values()):
             (folder / f"part{i}.il").write_text(text, encoding="utf-8")
@@ -87,7 +87,7 @@ def _header(spec: AcceleratorSpec) -> str:
     return f"{text}\n\n{_WAIVERS}\n"
 
 
-def _scratch() -> Path:
+def scratch() -> Path:
     """A folder that yosys sees; the build for WebAssembly has a `/tmp` of its own."""
     folder = Path.cwd()
     return folder if os.access(folder, os.W_OK) else Path(tempfile.gettempdir())

@@ -74,7 +74,7 @@ class Sequencer(Part):
         issuing, has_then = Signal(), Signal()
         # The load of `then` has been asked for; it has ended.
         asked, loaded = Signal(), Signal()
-        settling, settled_for = Signal(), Signal(range(SETTLE_CYCLES + 1))
+        idle = Signal(range(SETTLE_CYCLES + 1), init=SETTLE_CYCLES)
         counts = {
             name: Signal(COUNT_BITS if name != "position" else ADDRESS_BITS, name=name)
             for name in ("position", "entry", "input_set", "column_set")
@@ -104,19 +104,23 @@ class Sequencer(Part):
         ends = Signal()
         m.d.comb += ends.eq(issuing & last_position & visit & last_column)
         self._count(m, run & issuing, counts, read, address, now, (last_column, last_input, last_entry))
-        with m.If(run & issuing & visit):
-            m.d.sync += settling.eq(1)
-        with m.If(run & settling & (settled_for < SETTLE_CYCLES)):
-            m.d.sync += settled_for.eq(settled_for + 1)
-        # `settled_for` counts the cycles after the first last visit; the next step comes a cycle from now.
-        settled, go = Signal(), Signal()
+        # Of sums that are few, the first is visited again before the last has settled.
+        sums, settled, go = Signal(range(SETTLE_CYCLES + 1)), Signal(), Signal()
+        with m.If((now.positions >= SETTLE_CYCLES) | (load.column_sets >= SETTLE_CYCLES)):
+            m.d.comb += sums.eq(SETTLE_CYCLES)
+        with m.Elif(now.positions[:2] * load.column_sets[:2] >= SETTLE_CYCLES):
+            m.d.comb += sums.eq(SETTLE_CYCLES)
+        with m.Else():
+            m.d.comb += sums.eq(now.positions[:2] * load.column_sets[:2])
         m.d.comb += [
-            settled.eq((settled_for + settling >= SETTLE_CYCLES - 1) | (~settling & ~issuing)),
+            settled.eq(idle + sums >= SETTLE_CYCLES),
             go.eq(run & has_then & (ends | ~issuing) & (loaded | self.finishing) & settled),
         ]
         with m.If(run):
             with m.If(ends):
-                m.d.sync += issuing.eq(0)
+                m.d.sync += [issuing.eq(0), idle.eq(1)]
+            with m.Elif(~issuing & (idle < SETTLE_CYCLES)):
+                m.d.sync += idle.eq(idle + 1)
             with m.If(self.finishing):
                 m.d.sync += loaded.eq(1)
             with m.If(go):
@@ -126,8 +130,7 @@ class Sequencer(Part):
                     has_then.eq(0),
                     loaded.eq(0),
                     asked.eq(0),
-                    settling.eq(0),
-                    settled_for.eq(0),
+                    idle.eq(0),
                     read.eq(then.load.base),
                     address.eq(then.address),
                     *(count.eq(0) for count in counts.values()),
