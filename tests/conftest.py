@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,14 @@ def device(request: pytest.FixtureRequest) -> str:
         if not torch.cuda.is_available():
             pytest.skip("no CUDA device")
     return request.param
+
+
+@pytest.fixture(scope="session")
+def rtl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where RTL is compiled; Verilator's own code once for all tests."""
+    if shutil.which("g++") is None:
+        pytest.skip("g++ is not installed: apt install g++")
+    return tmp_path_factory.mktemp("rtl")
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import random
-import shutil
 
 import numpy as np
 import pytest
@@ -23,18 +22,16 @@ from mvq.patterns import Pattern
 
 KINDS = ("ws", "ews", "ews-nm", "ews-c", "ews-cm", "ews-cms", "ws-cms", "ews-p")
 
-needs_verilator = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed: apt install g++")
-
 
 @pytest.fixture(scope="session")
-def built(tmp_path_factory):
+def built(rtl_folder):
     """Simulations by machine, each compiled once."""
-    folder, found = tmp_path_factory.mktemp("rtl"), {}
+    found = {}
 
     def get(spec, **options):
         key = (spec, *options.items())
         if key not in found:
-            found[key] = Simulation(spec, folder, **options)
+            found[key] = Simulation(spec, rtl_folder, **options)
         return found[key]
 
     return get
@@ -113,20 +110,17 @@ def run_random(built, seed, kinds, n_layers):
     return n
 
 
-@needs_verilator
 @pytest.mark.parametrize("kinds", [KINDS[:4], KINDS[4:]], ids=["dense and nm", "mvq"])
 def test_random_layers_on_random_machines(built, kinds):
     assert run_random(built, 7, kinds, 16) == 64
 
 
-@needs_verilator
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_a_thousand_random_layers(built, seed):
     assert run_random(built, 100 + seed, KINDS, 26) == 208
 
 
-@needs_verilator
 def test_sums_that_overflow_are_seen(built):
     spec = dataclasses.replace(preset("ews-16"), rows=2, cols=4, d=4, psum_bits=17)
     layer = Layer(name="layer", c_in=24, c_out=4)
@@ -139,7 +133,6 @@ def test_sums_that_overflow_are_seen(built):
     assert not simulation.run(program(spec, layer, mapping, stored, big // 64)).overflow
 
 
-@needs_verilator
 def test_waveforms(built, tmp_path):
     spec = dataclasses.replace(preset("ews-cms-16"), rows=2, cols=4, d=4, pattern="2:4", n_codewords=4)
     layer = Layer(name="layer", c_in=2, c_out=4, compressed=True, pattern=spec.nm, index_bits=2)
@@ -149,7 +142,6 @@ def test_waveforms(built, tmp_path):
     assert waves.stat().st_size > 1000
 
 
-@needs_verilator
 @pytest.mark.parametrize("name", [name for name in PRESETS if name.endswith("-16")])
 def test_presets_are_lint_clean(name, tmp_path):
     path = tmp_path / "core.sv"

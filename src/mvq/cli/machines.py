@@ -155,3 +155,79 @@ def sweep(
         as_json=as_json,
         as_csv=as_csv,
     )
+
+
+_ArchsOption = Annotated[list[str], typer.Option("--arch", help="A preset or a .toml file; repeat for more.")]
+
+
+@app.command("rtl", epilog="[bold]Example[/bold]\n\nmvq rtl --arch ews-cms-16 --arch ews-p-64 -o verilog/")
+def rtl(
+    arch: _ArchsOption = ["ews-cms-16"],  # noqa: B006
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder; a file is named after its machine.", metavar="FOLDER")
+    ] = Path(),
+    as_json: JsonOption = False,
+) -> None:
+    """Write the core of a machine as SystemVerilog: weight loader, sequencer and array."""
+    from mvq.cli import hardware
+
+    hardware.rtl(arch, output, as_json=as_json)
+
+
+@app.command(
+    "cosim",
+    epilog="[bold]Examples[/bold]\n\nmvq cosim r18-int8.mvq --arch ews-cms-16 --data imagenet/\n\n"
+    "mvq cosim r18-int8.mvq --data imagenet/ --layer layer1.0.conv1 --stalls 0.3 --waves conv1.vcd",
+)
+@grouped
+def cosim(
+    network: Annotated[Path, typer.Argument(help="A network in integers (mvq export -o).", metavar="NETWORK")],
+    data: DataOptions = _DATA,
+    arch: Annotated[str, typer.Option("--arch", help="A preset such as ews-cms-16, or a .toml file.")] = "ews-cms-16",
+    split: Annotated[str, typer.Option(help="Where the image comes from: train or val.")] = "val",
+    layer: Annotated[list[str] | None, typer.Option("--layer", help="A layer; repeat for more, none for all.")] = None,
+    stalls: Annotated[
+        float, typer.Option("--stalls", help="Share of cycles in which streams wait, at random.", min=0.0, max=0.95)
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(help="Seed of that.", min=0)] = 0,
+    waves: Annotated[
+        Path | None, typer.Option("--waves", help="Write the waveforms of one layer.", metavar="FILE.vcd")
+    ] = None,
+    build: Annotated[
+        Path, typer.Option("--build", help="Folder for compiled simulators, used again.", metavar="FOLDER")
+    ] = Path("build/rtl"),
+    as_json: JsonOption = False,
+) -> None:
+    """Run an image through the RTL and compare every partial sum and every cycle with the models."""
+    from mvq.cli import hardware
+
+    need_data(data, "say which image to compute")
+    hardware.cosim(
+        network,
+        arch,
+        data=data,
+        split=split,
+        layers=layer or [],
+        stalls=stalls,
+        seed=seed,
+        waves=waves,
+        build=build,
+        as_json=as_json,
+    )
+
+
+@app.command(
+    "synth",
+    epilog="[bold]Example[/bold]\n\nmvq synth --arch ews-64 --arch ews-cms-64 --top mvq_tile --liberty cells.lib.gz",
+)
+def synth(
+    liberty: Annotated[Path, typer.Option("--liberty", help="Cell library, may be gzip.", metavar="FILE.lib")],
+    arch: _ArchsOption = ["ews-16", "ews-cm-16", "ews-cms-16", "ews-p-16"],  # noqa: B006
+    top: Annotated[str, typer.Option("--top", help="mvq_core, or a module of it such as mvq_tile.")] = "mvq_core",
+    booth: Annotated[bool, typer.Option("--booth/--no-booth", help="Multipliers in Booth form.")] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Map the RTL to a cell library with yosys and show the area of each component."""
+    from mvq.cli import hardware
+
+    hardware.synth(arch, liberty, top=top, booth=booth, as_json=as_json)

@@ -33,6 +33,7 @@ class Machine:
     Attributes:
         layers: by name.
         mappings: by layer.
+        stored: weights by layer, as the machine stores them.
         streams: packed words by layer.
         macs: executed by each layer that has run, an image.
 
@@ -48,7 +49,7 @@ class Machine:
         self.mappings: dict[str, Mapping] = {}
         self.streams: dict[str, bytes] = {}
         self.macs: dict[str, int] = {}
-        self._stored: dict[str, StoredWeight] = {}
+        self.stored: dict[str, StoredWeight] = {}
         faults = []
         nodes = [node for node in network.nodes if isinstance(node, Conv | Linear)]
         for node, layer in zip(nodes, layers_of(network), strict=True):
@@ -63,7 +64,7 @@ class Machine:
         codes = self.network.codes[node.layer]
         stored = stored_weight(self.spec, layer, self.network.weights, codes.reshape(*codes.shape[:2], -1, 1))
         mapping = mapping or best_mapping(self.spec, layer)[0]
-        self.layers[layer.name], self.mappings[layer.name], self._stored[layer.name] = layer, mapping, stored
+        self.layers[layer.name], self.mappings[layer.name], self.stored[layer.name] = layer, mapping, stored
         self.streams[layer.name] = pack(
             stored, load_order(self.spec, layer, mapping, stored), self.spec.weight_port_bits
         )
@@ -75,7 +76,7 @@ class Machine:
         name = node.layer
         ifmap = inputs[0] if isinstance(node, Conv) else inputs[0][:, :, None, None]
         done = run_layer(
-            self.spec, self.layers[name], self.mappings[name], self._stored[name], self.streams[name], ifmap
+            self.spec, self.layers[name], self.mappings[name], self.stored[name], self.streams[name], ifmap
         )
         self.macs[name] = done.macs
         sums = done.psums if isinstance(node, Conv) else done.psums[:, :, 0, 0]

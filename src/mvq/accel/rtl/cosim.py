@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mvq.accel.cycle import layer_cycles
 from mvq.accel.functional.array import run_layer
+from mvq.accel.functional.run import Machine
 from mvq.accel.functional.words import StoredWeight, load_order, pack
 from mvq.accel.mapping import Mapping
-from mvq.accel.rtl.program import program, sums
+from mvq.accel.network.execute import execute
+from mvq.accel.network.graph import Conv, IntegerNetwork, Linear, Node
+from mvq.accel.rtl.program import check_layer, program, sums
 from mvq.accel.rtl.simulation import Simulation
 from mvq.accel.workload import Layer
 from mvq.errors import MvqError
@@ -28,13 +33,15 @@ class Compared:
         wrong: of them, those that differ.
         cycles: of the RTL, from the first load to the last sum in memory.
         modelled: of the cycle view, without the waits for memory that lie outside the core.
+        why_not: why the RTL cannot take the layer; empty if it was run.
     """
 
     layer: str
-    sums: int
-    wrong: int
-    cycles: int
-    modelled: int
+    sums: int = 0
+    wrong: int = 0
+    cycles: int = 0
+    modelled: int = 0
+    why_not: str = ""
 
 
 def cosim(
@@ -81,3 +88,48 @@ def cosim(
         cycles=done.cycles,
         modelled=modelled.compute + modelled.bubble + modelled.weights,
     )
+
+
+def cosim_network(
+    simulation: Simulation,
+    machine: Machine,
+    image: NDArray[np.floating],
+    *,
+    layers: Sequence[str],
+    stalls: float = 0.0,
+    seed: int = 0,
+    waves: Path | None = None,
+) -> list[Compared]:
+    """Run layers of a network on what they see of an image, in RTL and in the functional view.
+
+    Args:
+        simulation: of the machine.
+        machine: network and machine.
+        image: `(1, C, H, W)`.
+        layers: by name.
+        stalls: share of cycles in which a stream withholds what it has.
+        seed: of that.
+        waves: file for waveforms, which the last layer's are left in.
+
+    Returns:
+        One entry a layer, in the order they run.
+
+    Raises:
+        MvqError: as `cosim`.
+    """
+    found = []
+
+    def compute(node: Node, inputs: list[NDArray[Any]], network: IntegerNetwork) -> NDArray[Any]:
+        if isinstance(node, Conv | Linear) and node.layer in layers:
+            name = node.layer
+            layer, stored = machine.layers[name], machine.stored[name]
+            ifmap = inputs[0][0] if isinstance(node, Conv) else inputs[0][0][:, None, None]
+            if faults := check_layer(simulation.spec, layer, stored):
+                found.append(Compared(layer=name, why_not="; ".join(faults)))
+            else:
+                mapping = machine.mappings[name]
+                found.append(cosim(simulation, layer, mapping, stored, ifmap, stalls=stalls, seed=seed, waves=waves))
+        return machine.compute(node, inputs, network)
+
+    execute(machine.network, image, keep=machine.network.outputs, compute=compute)
+    return found

@@ -191,7 +191,7 @@ def _library(compiler: str, include: Path, name: str, folder: Path) -> Path:
     target = (folder / f"{name}.o").resolve()
     if not target.exists():
         part = target.with_suffix(f".{os.getpid()}.o")
-        flags = ["-std=c++20", "-O2", f"-I{include}", f"-I{include}/vltstd", "-DVM_TRACE=0", "-c"]
+        flags = ["-std=c++20", "-O1", f"-I{include}", f"-I{include}/vltstd", "-DVM_TRACE=0", "-c"]
         _run([compiler, *flags, str(include / f"{name}.cpp"), "-o", str(part)], folder, dict(os.environ))
         part.replace(target)
     return target
