@@ -24,18 +24,22 @@ KINDS = ("ws", "ews", "ews-nm", "ews-c", "ews-cm", "ews-cms", "ws-cms", "ews-p")
 PATH = RESULTS / "hardware_area.csv"
 REPORT = RESULTS.parents[1] / "docs" / "results-hardware.md"
 
-INTRODUCTION = """# Area of the RTL
+INTRODUCTION = """\
+# Area of the RTL
 
 Made by `python -m benchmarks.hardware` from `benchmarks/results/hardware_area.csv`: the cores that `mvq rtl` writes,
 mapped by yosys to cell libraries without a constraint on time, multipliers in Booth form in all of them. Sums over
 cells: before placement, clock tree and wires. L1, L2, fetching of activations and requantization are not in the core.
 """
-RATIOS = """The paper has 0.50 of EWS and 0.45 of EWS-CM for its sparse array at 64 x 64 (quoted, another flow and node); the
-goal is to be at or below both. Machines differ in the tile rows and the loader alone: trees, partial sums and control
-are the same."""
-COMPONENTS = """Tile rows hold weight registers, multipliers, products and their routing. The codebook lies in latches with a
-read port for each tile; that of packed codewords is smaller by what they leave out."""
-REST = """## What bounds it
+RATIOS = """\
+The paper has 0.50 of EWS and 0.45 of EWS-CM for its sparse array at 64 x 64 (quoted, another flow and node); the goal is
+to be at or below both. Machines differ in the tile rows and the loader alone: trees, partial sums and control are the
+same."""
+COMPONENTS = """\
+Tile rows hold weight registers, multipliers, products and their routing. The codebook lies in latches with a read port
+for each tile; that of packed codewords is smaller by what they leave out."""
+REST = """\
+## What bounds it
 
 A sparse row has a quarter of the multipliers and weights, but keeps a lane with each weight (12 bits for 8) and routes
 products; adder trees and partial sums do not shrink, since every column still adds all rows. `docs/accelerator.md` has
