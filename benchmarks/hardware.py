@@ -32,9 +32,9 @@ mapped by yosys to cell libraries without a constraint on time, multipliers in B
 cells: before placement, clock tree and wires. L1, L2, fetching of activations and requantization are not in the core.
 """
 RATIOS = """\
-The paper has 0.50 of EWS and 0.45 of EWS-CM for its sparse array at 64 x 64 (quoted, another flow and node); the goal is
-to be at or below both. Machines differ in the tile rows and the loader alone: trees, partial sums and control are the
-same."""
+The paper has 0.50 of EWS and 0.45 of EWS-CM for its sparse array at 64 x 64 (quoted, another flow and node); the goal
+is to be at or below both. Machines differ in the tile rows and the loader alone: trees, partial sums and control
+are the same."""
 COMPONENTS = """\
 Tile rows hold weight registers, multipliers, products and their routing. The codebook lies in latches with a read port
 for each tile; that of packed codewords is smaller by what they leave out."""
