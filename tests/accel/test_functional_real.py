@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 from benchmarks.networks import REGISTRY
+from real_nets import integer_network_of
 
-import mvq
 from mvq.accel.functional import Machine, run_images
 from mvq.accel.spec import preset
 from mvq.recipe import Recipe
@@ -21,11 +21,7 @@ def _data(data_root, monkeypatch):
 
 def check(name, recipe, machine, n_calibration, n_images):
     """Every tensor of every image is that of the integer network; returns top-1 of both."""
-    adapter = REGISTRY[name]
-    model = adapter.build()
-    mvq.cluster_(model, recipe)
-    calibration = [inputs for inputs, _ in adapter.data(split="train", limit=n_calibration, batch_size=16)]
-    network = mvq.integer_network(model, calibration)
+    adapter, network = REGISTRY[name], integer_network_of(name, recipe, n_calibration)
     laid = Machine(network, dataclasses.replace(preset(machine), pattern=recipe.pattern, d=recipe.d))
     right = [0, 0]
     for inputs, labels in adapter.data(split="val", limit=n_images, batch_size=8):

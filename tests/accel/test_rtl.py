@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from amaranth.back import rtlil
 from amaranth.sim import Simulator
 from stored_layers import prepared
 
@@ -14,13 +15,13 @@ from mvq.accel.cycle import layer_cycles
 from mvq.accel.cycle.loads import block_load
 from mvq.accel.mapping import Mapping, candidates
 from mvq.accel.rtl.cosim import cosim
-from mvq.accel.rtl.emit import check, port_table, verilog
+from mvq.accel.rtl.emit import check, port_table, run_yosys, verilog
 from mvq.accel.rtl.masks import MaskDecoder, MaskTable
 from mvq.accel.rtl.program import program
 from mvq.accel.rtl.simulation import Simulation, find_verilator, lint
 from mvq.accel.spec import PRESETS, preset
 from mvq.accel.workload import Layer
-from mvq.errors import ConfigError, MissingDependencyError
+from mvq.errors import ConfigError, MissingDependencyError, MvqError
 from mvq.patterns import Pattern
 
 KINDS = ("ws", "ews", "ews-nm", "ews-c", "ews-cm", "ews-cms", "ws-cms", "ews-p")
@@ -174,6 +175,34 @@ def test_masks_are_decoded(pattern, how):
         simulator = Simulator(component)
         simulator.add_testbench(bench)
         simulator.run()
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "3:7", pytest.param("4:16", marks=pytest.mark.slow)])
+def test_mask_decoders_are_proven_equal(pattern, tmp_path):
+    """By SAT, for every id of a mask; and not for the ids past them."""
+    pattern = Pattern.parse(pattern)
+    for how in ("lzc", "position-lut"):
+        name = how.replace("-", "_")
+        (tmp_path / f"{name}.il").write_text(rtlil.convert(MaskDecoder(pattern, how), name, emit_src=False))
+    bits, lanes = pattern.mask_bits, pattern.keep * (pattern.group - 1).bit_length()
+    proof = f"""module proof(input [{bits - 1}:0] id, output wrong, output past);
+      wire [{lanes - 1}:0] a, b;
+      lzc one(.id(id), .lanes(a));
+      position_lut other(.id(id), .lanes(b));
+      assign wrong = id < {pattern.n_masks} && a != b;
+      assign past = a != b;
+    endmodule
+    """
+    (tmp_path / "proof.v").write_text(proof)
+    script = (
+        "read_rtlil lzc.il; read_rtlil position_lut.il; read_verilog proof.v; hierarchy -top proof; proc; flatten; opt; "
+        "techmap; opt; abc -g AND,OR,XOR,MUX; opt_clean; "
+        "sat -verify -prove wrong 0 proof"
+    )
+    run_yosys(script, tmp_path)
+    if pattern.n_masks < 1 << bits:
+        with pytest.raises(MvqError, match="proof did fail"):
+            run_yosys(script.replace("wrong", "past"), tmp_path)
 
 
 def test_a_layer_that_the_rtl_cannot_take_is_named():

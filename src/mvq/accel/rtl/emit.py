@@ -125,7 +125,10 @@ def run_yosys(script: str, folder: Path) -> str:
     done = subprocess.run(
         [program, "-q", "-l", "log.txt", "-s", "script.ys"], cwd=folder, capture_output=True, text=True, check=False
     )
-    if done.returncode:
-        raise MvqError("yosys failed:\n" + "\n".join((done.stdout + done.stderr).splitlines()[-8:]))
     log = folder / "log.txt"
-    return log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+    # After its built-in ABC the build for WebAssembly prints nothing more; its log is complete.
+    text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+    if done.returncode:
+        lines = [*(done.stdout + done.stderr).splitlines(), *text.splitlines()]
+        raise MvqError("yosys failed:\n" + "\n".join(lines[-8:]))
+    return text
