@@ -195,8 +195,8 @@ def test_mask_decoders_are_proven_equal(pattern, tmp_path):
     """
     (tmp_path / "proof.v").write_text(proof)
     script = (
-        "read_rtlil lzc.il; read_rtlil position_lut.il; read_verilog proof.v; hierarchy -top proof; proc; flatten; opt; "
-        "techmap; opt; abc -g AND,OR,XOR,MUX; opt_clean; "
+        "read_rtlil lzc.il; read_rtlil position_lut.il; read_verilog proof.v; hierarchy -top proof; proc; flatten; "
+        "opt; techmap; opt; abc -g AND,OR,XOR,MUX; opt_clean; "
         "sat -verify -prove wrong 0 proof"
     )
     run_yosys(script, tmp_path)
