@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 
-from mvq.accel.cycle.model import Timeline, layer_cycles
+from mvq.accel.cycle.model import Cycles, Timeline, layer_cycles, pipeline_depth
 from mvq.accel.cycle.network import LayerRun, NetworkRun
 from mvq.accel.mapping import nest
 from mvq.accel.spec import AcceleratorSpec
@@ -110,7 +110,7 @@ class Causes:
             comes through it, too.
         reloads: waiting because weights are loaded again for each tile of output rows, as L1 holds no more.
         fill_drain: sums pass rows and columns one a cycle there, and the next fold waits for them; our adder trees are
-            shallower, and blocks follow one another unless they are shorter than the pipeline.
+            shallower, and only the last block drains.
     """
 
     groups: int
@@ -146,18 +146,24 @@ def causes(spec: AcceleratorSpec, run: LayerRun) -> Causes:
     whole = replace(mapping, tile_rows=layer.out_size[0])
     roomy = replace(spec, l1_bytes=_PLENTY)
     wide = replace(roomy, weight_port_bits=_PLENTY)
-    in_turn = layer_cycles(wide, layer, replace(whole, overlapped=False)).weights
-    beside = layer_cycles(wide, layer, whole).weights
-    once = layer_cycles(roomy, layer, whole).weights
+    # Loads run beside bubbles, so that both are taken together.
+    in_turn = _waits(layer_cycles(wide, layer, replace(whole, overlapped=False)))
+    beside = _waits(layer_cycles(wide, layer, whole))
+    once = _waits(layer_cycles(roomy, layer, whole))
+    depth = pipeline_depth(spec)
     return Causes(
         groups=(theirs.products - ours.groups.n) * theirs.down * theirs.across * theirs.cycles_each,
         im2col=ours.groups.n * theirs.across * (theirs.down - down) * theirs.cycles_each,
-        unused_rows=n * theirs.load - in_turn,
+        unused_rows=n * theirs.load - (in_turn - depth),
         overlap=in_turn - beside,
         weight_port=beside - once,
-        reloads=once - cycles.weights,
-        fill_drain=n * theirs.drain - cycles.bubble,
+        reloads=once - _waits(cycles),
+        fill_drain=n * theirs.drain - depth,
     )
+
+
+def _waits(cycles: Cycles) -> int:
+    return cycles.weights + cycles.bubble
 
 
 def compute_report(run: NetworkRun) -> list[dict[str, int | float]]:
