@@ -146,7 +146,9 @@ def test_waveforms(built, tmp_path):
     assert waves.stat().st_size > 1000
 
 
-@pytest.mark.parametrize("name", [name for name in PRESETS if name.endswith("-16")])
+@pytest.mark.parametrize(
+    "name", [name if name.endswith("-16") else pytest.param(name, marks=pytest.mark.slow) for name in PRESETS]
+)
 def test_presets_are_lint_clean(name, tmp_path):
     path = tmp_path / "core.sv"
     path.write_text(verilog(preset(name)))
