@@ -29,8 +29,9 @@ INTRODUCTION = """\
 # Area of the RTL
 
 Made by `python -m benchmarks.hardware` from `benchmarks/results/hardware_area.csv`: the cores that `mvq rtl` writes,
-mapped by yosys to cell libraries without a constraint on time, multipliers in Booth form in all of them. Sums over
-cells: before placement, clock tree and wires. L1, L2, fetching of activations and requantization are not in the core.
+mapped by yosys to cell libraries without a constraint on time, all multipliers in Booth form unless the table says that
+none is. Sums over cells: before placement, clock tree and wires. L1, L2, fetching of activations and requantization are
+not in the core.
 """
 RATIOS = """\
 The paper has 0.50 of EWS and 0.45 of EWS-CM for its sparse array at 64 x 64 (quoted, another flow and node); the goal
@@ -115,10 +116,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 def report(found: Sequence[dict[str, Any]]) -> str:
     """The document."""
     areas: dict[tuple[str, int, str], dict[str, float]] = {}
-    for row in found:
-        if row["booth"] == "True":
-            place = areas.setdefault((row["liberty"], int(row["side"]), row["kind"]), {})
-            place[row["component"]] = float(row["total_um2"]) * 1e-6
+    for row in sorted(found, key=_order):
+        liberty = row["liberty"] + ", no Booth" * (row["booth"] != "True")
+        place = areas.setdefault((liberty, int(row["side"]), row["kind"]), {})
+        place[row["component"]] = float(row["total_um2"]) * 1e-6
     lines = [INTRODUCTION, "## Arrays and cores", "", _table(areas), "", "## Ratios", "", RATIOS, "", _ratios(areas)]
     lines += ["", "## By component", "", COMPONENTS, "", _components(areas)]
     lines += ["", "## Beside the model", "", MODEL, "", _modelled(areas), "", REST]
@@ -189,7 +190,7 @@ def _key(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _order(row: dict[str, Any]) -> tuple[Any, ...]:
-    return row["liberty"], str(row["booth"]), int(row["side"]), KINDS.index(row["kind"])
+    return row["liberty"], str(row["booth"]) != "True", int(row["side"]), KINDS.index(row["kind"])
 
 
 if __name__ == "__main__":
