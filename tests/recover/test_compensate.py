@@ -15,6 +15,13 @@ from mvq.recover.compensate import assign_compensated_, least_squares_target, pr
 from mvq.recover.statistics import Moments, input_columns
 
 
+def conv(*arguments, **options):
+    """A convolution whose weights are the same in every run."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Conv2d(*arguments, **options)
+
+
 def second_moment(groups: int, n: int, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(groups, 5 * n, n, generator=generator) @ torch.randn(n, n, generator=generator)
@@ -110,9 +117,9 @@ def test_a_layer_without_input_keeps_its_weight():
 @pytest.mark.parametrize(
     ("layer", "pattern", "d"),
     [
-        (nn.Conv2d(8, 16, 3, padding=1), "1:2", 4),
-        (nn.Conv2d(8, 20, 1), "4:16", 16),
-        (nn.Conv2d(8, 12, 3, padding=1, groups=2), "2:4", 8),
+        (conv(8, 16, 3, padding=1), "1:2", 4),
+        (conv(8, 20, 1), "4:16", 16),
+        (conv(8, 12, 3, padding=1, groups=2), "2:4", 8),
     ],
 )
 def test_compensated_pruning_beats_magnitude(layer, pattern, d, max_columns):
@@ -128,7 +135,7 @@ def test_compensated_pruning_beats_magnitude(layer, pattern, d, max_columns):
 
 
 def test_curvature_decides_which_channels_stay():
-    layer = nn.Conv2d(4, 8, 1)
+    layer = conv(4, 8, 1)
     curvature = torch.tensor([1e6, 1.0] * 4)
     mask, _ = prune_compensated(layer.weight.detach(), correlated(layer), Pattern(1, 2), 2, curvature, 0.01)
     assert mask[0::2].all()
@@ -139,10 +146,10 @@ def test_curvature_decides_which_channels_stay():
 @pytest.mark.parametrize(
     ("layer", "pattern", "d"),
     [
-        (nn.Conv2d(8, 16, 3, padding=1), "1:2", 4),
-        (nn.Conv2d(8, 20, 3, padding=1), "1:2", 8),
-        (nn.Conv2d(8, 16, 3, padding=1), "1:1", 4),
-        (nn.Conv2d(8, 12, 3, padding=1, groups=2), "2:4", 8),
+        (conv(8, 16, 3, padding=1), "1:2", 4),
+        (conv(8, 20, 3, padding=1), "1:2", 8),
+        (conv(8, 16, 3, padding=1), "1:1", 4),
+        (conv(8, 12, 3, padding=1, groups=2), "2:4", 8),
     ],
 )
 def test_compensated_assignment_lowers_the_output_error(codewords, layer, pattern, d):
@@ -169,7 +176,7 @@ def test_compensated_assignment_lowers_the_output_error(codewords, layer, patter
 
 def test_without_correlation_assignments_are_the_nearest():
     """With `H = I` nothing is passed on, so that a shared codebook gets what `assign` gives."""
-    net = nn.Sequential(nn.Conv2d(4, 16, 3), nn.Conv2d(16, 16, 1))
+    net = nn.Sequential(conv(4, 16, 3), conv(16, 16, 1))
     recipe = mvq.Recipe(pattern="1:2", d=4, n_codewords=8, scope="network", first_conv="compress")
     mvq.prune_(net, recipe)
     weight = net[0].weight.detach() + 0.05
