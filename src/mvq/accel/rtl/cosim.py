@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mvq.accel.cycle import layer_cycles
 from mvq.accel.functional.array import run_layer
 from mvq.accel.functional.run import Machine
-from mvq.accel.functional.words import StoredWeight, load_order, pack
+from mvq.accel.functional.words import StoredWeight
 from mvq.accel.mapping import Mapping
 from mvq.accel.network.execute import execute
 from mvq.accel.network.graph import Conv, IntegerNetwork, Linear, Node
@@ -74,8 +74,7 @@ def cosim(
     """
     spec = simulation.spec
     work = program(spec, layer, mapping, stored, ifmap)
-    stream = pack(stored, load_order(spec, layer, mapping, stored), spec.weight_port_bits)
-    wanted = run_layer(spec, layer, mapping, stored, stream, ifmap[None]).psums[0]
+    wanted = run_layer(spec, layer, mapping, stored, work.stream, ifmap[None]).psums[0]
     done = simulation.run(work, stalls=stalls, seed=seed, waves=waves)
     if done.overflow:
         raise MvqError(f"layer {layer.name!r}: the RTL saw a partial sum leave psum_bits={spec.psum_bits}")

@@ -28,6 +28,7 @@ class Program:
         storage: fields of `storage_layout`.
         blocks: fields of `block_layout`, in order.
         words: bytes of the codebook and of the weights, beat after beat.
+        stream: the weights of a tile of output rows alone, as `pack` makes them.
         activations: `(n, rows)`, in the order of the steps.
         addresses: of partial sums that are used in the memory of a tile.
     """
@@ -35,6 +36,7 @@ class Program:
     storage: dict[str, Any]
     blocks: list[dict[str, Any]]
     words: bytes
+    stream: bytes
     activations: NDArray[np.int8]
     addresses: int
 
@@ -109,6 +111,7 @@ def program(
         storage=storage,
         blocks=_blocks(spec, layer, mapping, n, steps),
         words=_codebook(spec, layer, stored) + _whole_beats(stream, beat) * n.tiles.n,
+        stream=stream,
         activations=np.concatenate(parts),
         addresses=addresses,
     )

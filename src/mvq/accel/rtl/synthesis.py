@@ -97,7 +97,7 @@ def synthesise(spec: AcceleratorSpec, liberty: Path, *, top: str = "mvq_core", b
         MissingDependencyError: if yosys is not installed.
         MvqError: if yosys fails, or leaves something that is no cell of the library.
     """
-    text = _library(liberty)
+    text = read_library(liberty)
     with tempfile.TemporaryDirectory(dir=scratch()) as name:
         folder = Path(name)
         (folder / "cells.lib").write_text(text, encoding="utf-8")
@@ -113,7 +113,12 @@ def synthesise(spec: AcceleratorSpec, liberty: Path, *, top: str = "mvq_core", b
     return _counted(spec, liberty, top, booth, {_plain(key): value for key, value in modules.items()})
 
 
-def _library(path: Path) -> str:
+def read_library(path: Path) -> str:
+    """The text of a cell library, which may be gzip.
+
+    Raises:
+        FileError: if it cannot be read or is none.
+    """
     try:
         raw = path.read_bytes()
         text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8", errors="replace")
