@@ -13,6 +13,7 @@ from mvq.accel.cost import CostTable, area, energy
 from mvq.accel.cost.area import parts, route_candidates, tree_bits
 from mvq.accel.cost.scaling import area_factor, energy_factor
 from mvq.accel.cycle import run_network
+from mvq.accel.cycle.model import TREE_LEVELS
 from mvq.accel.spec import PRESETS, preset
 from mvq.accel.workload import Layer
 from mvq.errors import ConfigError, FileError
@@ -182,7 +183,7 @@ def test_a_tree_of_adders_adds_every_row(rows, width):
         level += 1
         bits += pairs * (width + level)
         sums = pairs + sums % 2
-        if level % 2 == 0 or sums == 1:
+        if level % TREE_LEVELS == 0 or sums == 1:
             registers += sums * (width + level)
     assert tree_bits(rows, width) == (bits, registers)
     assert (rows - 1) * (width + 1) <= bits <= (rows - 1) * (width + level)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mvq.accel.cost.table import CostTable
+from mvq.accel.cycle.model import TREE_LEVELS
 from mvq.accel.spec import AcceleratorSpec
 
 #: Levels that area is summed over.
@@ -118,7 +119,7 @@ def parts(spec: AcceleratorSpec) -> Iterator[Line]:
 
 
 def tree_bits(rows: int, width: int) -> tuple[int, int]:
-    """Bits of the adders over the rows of a column, and of the registers after every second level.
+    """Bits of the adders over the rows of a column, and of the registers in it.
 
     Args:
         rows: products.
@@ -129,7 +130,7 @@ def tree_bits(rows: int, width: int) -> tuple[int, int]:
     while n > 1:
         adders += n // 2 * (width + 1)
         n, width, level = -(-n // 2), width + 1, level + 1
-        if level % 2 == 0 or n == 1:
+        if level % TREE_LEVELS == 0 or n == 1:
             registers += n * width
     return adders, registers
 
@@ -147,8 +148,10 @@ def _array(spec: AcceleratorSpec) -> Iterator[Line]:
     adders, registers = tree_bits(spec.rows, product)
     tile_rows = spec.rows * spec.words_per_row
     yield "array", "multipliers", spec.n_multipliers, "multiply", spec.activation_bits * spec.weight_bits / 64
-    yield "array", "weight operand bits", spec.n_multipliers * spec.weight_bits, "flip_flop_bit", 1.0
-    yield "array", "product bits", spec.n_multipliers * product, "flip_flop_bit", 1.0
+    kept = spec.n_multipliers * (product + (spec.lane_bits if spec.tile == "sparse" else 0))
+    held = spec.activation_bits + (spec.wrf_entries - 1).bit_length()
+    yield "array", "bits of products, their lanes", kept, "flip_flop_bit", 1.0
+    yield "array", "bits of operands held", tile_rows * held, "flip_flop_bit", 1.0
     yield "array", "activation bits passed on", tile_rows * spec.activation_bits, "flip_flop_bit", 1.0
     if spec.tile == "sparse":
         yield "array", "product routing", tile_rows * route_candidates(spec) * product, "route_bit", 1.0

@@ -135,13 +135,13 @@ def _codebook(spec: AcceleratorSpec, actions: Actions, seconds: float, table: Co
 def _pipeline_bits(spec: AcceleratorSpec, actions: Actions, active: float) -> float:
     """Bits of the array's pipeline that are clocked where there is work.
 
-    Operands and products of a multiplication, activations on their way past the tiles, and the registers of the adder
-    tree in each column that makes a partial sum.
+    Products, activations held beside the tiles and on their way past them, and the registers of the adder tree in each
+    column that makes a partial sum.
     """
     product = spec.activation_bits + spec.weight_bits
     tree = tree_bits(spec.rows, product)[1]
-    passed = actions.arf_reads * spec.words_per_row * spec.activation_bits
-    return active * (spec.weight_bits + product) + passed + actions.prf_accesses * tree
+    passed = 2 * actions.arf_reads * spec.words_per_row * spec.activation_bits
+    return active * product + passed + actions.prf_accesses * tree
 
 
 def memories(spec: AcceleratorSpec, actions: Actions, table: CostTable) -> Iterator[Entry]:

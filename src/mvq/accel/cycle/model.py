@@ -68,18 +68,24 @@ class Span(NamedTuple):
 
 #: Cycles from the last visit to a sum in a block to the first one in the next, which finds it in memory.
 SETTLE_CYCLES = 3
-#: Stages of fetching an activation, which are as many as those of a row of weights in the loader.
-FETCH_CYCLES = 3
+#: Stages of fetching an activation: one fewer than of a row of weights in the loader, which are read in the cycle after.
+FETCH_CYCLES = 2
+#: Levels of an adder tree between registers.
+TREE_LEVELS = 4
 
 
 def pipeline_depth(spec: AcceleratorSpec) -> int:
     """Cycles from the issue of a step to its sums in memory.
 
-    Those of fetching the activation, one for each tile that it passes, the multiplier, each two levels of the adder
-    tree over the rows (the first with the routing of products in a sparse tile), and the accumulator.
+    Those of fetching the activation, one for each tile that it passes, the multiplier, the adder tree over the
+    rows (the first stage with the routing of products in a sparse tile), and the accumulator.
     """
-    levels = (spec.rows - 1).bit_length()
-    return FETCH_CYCLES + spec.words_per_row + 1 + -(-levels // 2) + 1
+    return FETCH_CYCLES + spec.words_per_row + 1 + tree_cycles(spec.rows) + 1
+
+
+def tree_cycles(rows: int) -> int:
+    """Stages of an adder tree: a register after every `TREE_LEVELS` levels, and at the end."""
+    return -(-(rows - 1).bit_length() // TREE_LEVELS)
 
 
 def transfer_cycles(spec: AcceleratorSpec, n_bytes: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Module, Mux, Signal, Value
+from amaranth.hdl import Cat, Module, Signal, Value
 from amaranth.lib.wiring import In, Out
 
 from mvq.accel.rtl.parts import Part
@@ -71,7 +71,8 @@ class Codebook(Part):
             file = Latches(held, self.width, self.n_ports)
             m.submodules[f"bank_{bank}"] = file
             m.d.comb += [
-                file.write.eq(Mux(valid, line_of(m, chunk, held, f"line_{bank}"), 0)),
+                file.enable.eq(valid),
+                file.lines.eq(line_of(m, chunk, held, f"line_{bank}")),
                 file.data.eq(data[bank * self.width : (bank + 1) * self.width]),
             ]
             for port, value in enumerate(file.read(m, [fit(index[low:], file.address_bits) for index in indices])):
@@ -93,7 +94,8 @@ class Codebook(Part):
             m.submodules[f"bank_{bank}"] = file
             here = valid & (chunk[:low] == bank)
             m.d.comb += [
-                file.write.eq(Mux(here, line_of(m, chunk[low:], self.n_codewords, f"line_{bank}"), 0)),
+                file.enable.eq(here),
+                file.lines.eq(line_of(m, chunk[low:], self.n_codewords, f"line_{bank}")),
                 file.data.eq(data),
             ]
             for port, value in enumerate(file.read(m, indices)):

@@ -6,6 +6,7 @@ from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import data
 from amaranth.lib.wiring import In, Out
 
+from mvq.accel.cycle.model import TREE_LEVELS, tree_cycles
 from mvq.accel.rtl.parts import Part, place
 from mvq.accel.rtl.registers import Latches, line_of
 from mvq.accel.rtl.tile import TileRow, product_bits
@@ -15,11 +16,6 @@ from mvq.accel.spec import AcceleratorSpec
 def tree_levels(rows: int) -> int:
     """Levels of an adder tree."""
     return (rows - 1).bit_length()
-
-
-def tree_cycles(rows: int) -> int:
-    """Cycles through it: a register after every second level, and at the end."""
-    return -(-tree_levels(rows) // 2)
 
 
 def step_layout(spec: AcceleratorSpec) -> data.StructLayout:
@@ -77,7 +73,7 @@ class AdderTree(Part):
             pairs = [terms[i : i + 2] for i in range(0, len(terms), 2)]
             terms = [pair[0] + pair[1] if len(pair) == 2 else pair[0] for pair in pairs]
             level += 1
-            if level % 2 == 0 or len(terms) == 1:
+            if level % TREE_LEVELS == 0 or len(terms) == 1:
                 for i, value in enumerate(terms):
                     held = Signal(signed(len(value)), reset_less=True, name=f"level_{level}_{i}")
                     m.d.sync += held.eq(value)
@@ -94,6 +90,8 @@ class Accumulator(Part):
 
     Ports:
         step: of the sum.
+        lines: where the sum before it is kept, a line for each place; `keep` says whether it is to be.
+        again: that sum is the one of this step.
         sum: of the rows.
         memory: partial sum that was read for the step.
         result: that is written to memory, a cycle later, where the step is the last.
@@ -107,6 +105,9 @@ class Accumulator(Part):
         super().__init__(
             {
                 "step": In(step_layout(spec)),
+                "keep": In(1),
+                "lines": In(spec.prf_entries),
+                "again": In(1),
                 "sum": In(signed(product_bits(spec) + tree_levels(spec.rows))),
                 "memory": In(signed(spec.psum_bits)),
                 "result": Out(signed(spec.psum_bits)),
@@ -123,15 +124,12 @@ class Accumulator(Part):
         held = Signal(signed(bits), reset_less=True)
         if spec.prf_entries > 1:
             file = m.submodules.sums = Latches(spec.prf_entries, bits)
-            slot, written = Signal.like(step.slot), Signal()
-            m.d.sync += written.eq(step.valid & ~step.last)
-            with m.If(step.valid):
-                m.d.sync += slot.eq(step.slot)
             m.d.comb += [
                 file.data.eq(held),
-                file.write.eq(Mux(written, line_of(m, slot, spec.prf_entries, "line"), 0)),
+                file.enable.eq(self.keep),
+                file.lines.eq(self.lines),
                 # The latest sum may still be on its way into the file.
-                base.eq(Mux(slot == step.slot, held, file.read(m, [step.slot])[0].as_signed())),
+                base.eq(Mux(self.again, held, file.read(m, [step.slot])[0].as_signed())),
             ]
         else:
             m.d.comb += base.eq(held)
@@ -223,6 +221,11 @@ class TileColumn(Part):
             self.read_address.eq(asked.address),
         ]
         m.d.sync += [self.write.eq(now.valid & now.last), self.write_address.eq(now.address)]
+        slot, keep, lines = Signal.like(now.slot), Signal(), Signal(spec.prf_entries)
+        m.d.sync += keep.eq(now.valid & ~now.last)
+        with m.If(now.valid):
+            m.d.sync += slot.eq(now.slot)
+        m.d.comb += lines.eq(line_of(m, slot, spec.prf_entries, "line"))
         overflows = []
         for column in range(spec.d):
             tree = place(m, platform, f"tree_{column}", AdderTree, spec)
@@ -230,6 +233,9 @@ class TileColumn(Part):
             m.d.comb += [tree.terms[i].eq(row.products[column]) for i, row in enumerate(rows)]
             m.d.comb += [
                 sums.step.eq(now),
+                sums.keep.eq(keep),
+                sums.lines.eq(lines),
+                sums.again.eq(slot == now.slot),
                 sums.sum.eq(tree.sum),
                 sums.memory.eq(self.memory[column]),
                 self.results[column].eq(sums.result),

@@ -17,8 +17,8 @@ from mvq.accel.spec import AcceleratorSpec
 class Core(Part):
     """The array with what feeds it.
 
-    A step goes through `FETCH_CYCLES` stages before it enters the array, as a row of weights does. There it takes
-    activations; where they are late, it and all before it wait.
+    A step goes through `FETCH_CYCLES` stages before it enters the array, a row of weights through one more, since the
+    array reads them in the cycle after. There a step takes activations; where they are late, it and all before it wait.
 
     Args:
         spec: machine.

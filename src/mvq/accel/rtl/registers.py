@@ -15,21 +15,23 @@ from amaranth.lib.wiring import In, Out
 
 #: The module that `Latches` is an instance of; part of every emitted file.
 LATCHES_VERILOG = """\
-// Words of latches, written in the low phase of the clock; `write` and `data` change with its rising edge.
+// Words of latches, written in the low phase of the clock; all inputs change with its rising edge.
 module mvq_latches #(
   parameter WORDS = 16, parameter WIDTH = 8, parameter PORTS = 1, parameter ADDRESS = 4
 ) (
   input  wire                     clk,
-  input  wire [WORDS-1:0]         write,
+  input  wire                     enable,
+  input  wire [WORDS-1:0]         lines,
   input  wire [WIDTH-1:0]         data,
   input  wire [PORTS*ADDRESS-1:0] addresses,
   output wire [PORTS*WIDTH-1:0]   values
 );
+  wire open = enable & ~clk;
   (* mem2reg *) reg [WIDTH-1:0] words [0:WORDS-1];
   genvar i;
   generate
     for (i = 0; i < WORDS; i = i + 1) begin : gen_word
-      always_latch if (write[i] & ~clk) words[i] = data;
+      always_latch if (lines[i] & open) words[i] = data;
     end
     for (i = 0; i < PORTS; i = i + 1) begin : gen_port
       assign values[i*WIDTH +: WIDTH] = words[addresses[i*ADDRESS +: ADDRESS]];
@@ -48,8 +50,9 @@ class Latches(wiring.Component):
         ports: to read.
 
     Ports:
-        write: a line for each word; stable through the cycle.
-        data: written to them; stable through the cycle.
+        enable: words are written. This, `lines` and `data` are stable through the cycle.
+        lines: one for each word that is written.
+        data: written to them.
         addresses: of the words to read, port by port.
         values: read.
     """
@@ -59,7 +62,8 @@ class Latches(wiring.Component):
         self.address_bits = max((words - 1).bit_length(), 1)
         super().__init__(
             {
-                "write": In(words),
+                "enable": In(1),
+                "lines": In(words),
                 "data": In(width),
                 "addresses": In(ports * self.address_bits),
                 "values": Out(ports * width),
@@ -76,7 +80,8 @@ class Latches(wiring.Component):
             p_PORTS=self.n_ports,
             p_ADDRESS=self.address_bits,
             i_clk=ClockSignal(),
-            i_write=self.write,
+            i_enable=self.enable,
+            i_lines=self.lines,
             i_data=self.data,
             i_addresses=self.addresses,
             o_values=self.values,

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import gzip
 import json
-import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mvq.accel.rtl.emit import run_yosys, scratch, verilog
+from mvq.accel.rtl.gates.liberty import Library, read_library, read_text
+from mvq.accel.rtl.gates.netlist import Netlist, flatten
 from mvq.accel.spec import AcceleratorSpec
-from mvq.errors import FileError, MvqError
+from mvq.errors import MvqError
 
 #: Modules by what they are a part of.
 COMPONENTS = {
@@ -27,6 +27,10 @@ COMPONENTS = {
     "mvq_sequencer": "sequencer",
     "mvq_core": "core control",
 }
+#: Module of register files.
+LATCHES = "mvq_latches"
+#: Registers with an enable of their own that get a clock gate, where the library has them; fewer keep a multiplexer.
+GATED = 4
 #: Those that make up the array.
 ARRAY = ("tile rows", "adder trees", "accumulators", "tile control")
 
@@ -97,36 +101,41 @@ def synthesise(spec: AcceleratorSpec, liberty: Path, *, top: str = "mvq_core", b
         MissingDependencyError: if yosys is not installed.
         MvqError: if yosys fails, or leaves something that is no cell of the library.
     """
-    text = read_library(liberty)
+    report = _mapped(spec, liberty, top, booth, "tee -q -o out.json stat -json -liberty cells.lib")
+    return _counted(spec, liberty, top, booth, {_plain(key): value for key, value in report["modules"].items()})
+
+
+def netlist(spec: AcceleratorSpec, liberty: Path, *, top: str = "mvq_core", booth: bool = True) -> Netlist:
+    """Map a machine to cells, as `synthesise` does, and take its netlist.
+
+    Raises:
+        As `synthesise`; FileError also if the library lacks units, or what is known of a cell.
+    """
+    library: Library = read_library(liberty)
+    return flatten(_mapped(spec, liberty, top, booth, "write_json out.json"), top, library)
+
+
+def _mapped(spec: AcceleratorSpec, liberty: Path, top: str, booth: bool, last: str) -> dict[str, Any]:
+    """What a last command writes to `out.json` of the mapped design."""
+    text = read_text(liberty)
     with tempfile.TemporaryDirectory(dir=scratch()) as name:
         folder = Path(name)
         (folder / "cells.lib").write_text(text, encoding="utf-8")
         (folder / "core.sv").write_text(verilog(spec), encoding="utf-8")
+        gated = f"clockgate -liberty cells.lib -min_net_size {GATED}; " if "clock_gating_integrated" in text else ""
         run_yosys(
             f"read_verilog -sv core.sv; hierarchy -top {top}; synth -noabc {'-booth ' if booth else ''}-top {top}; "
-            "dfflibmap -liberty cells.lib; abc -liberty cells.lib; opt_clean -purge; "
-            "tee -q -o stat.json stat -json -liberty cells.lib",
+            f"{gated}dfflibmap -liberty cells.lib; abc -liberty cells.lib; opt_clean -purge; {last}",
             folder,
         )
-        report = (folder / "stat.json").read_text(encoding="utf-8")
-    modules = json.loads(report[report.index("{") :])["modules"]
-    return _counted(spec, liberty, top, booth, {_plain(key): value for key, value in modules.items()})
+        report = (folder / "out.json").read_text(encoding="utf-8")
+    return json.loads(report[report.index("{") :])
 
 
-def read_library(path: Path) -> str:
-    """The text of a cell library, which may be gzip.
-
-    Raises:
-        FileError: if it cannot be read or is none.
-    """
-    try:
-        raw = path.read_bytes()
-        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8", errors="replace")
-    except (OSError, EOFError) as error:
-        raise FileError(f"cell library {str(path)!r} cannot be read: {error}") from error
-    if not re.search(r"^\s*library\s*\(", text, re.MULTILINE) or not re.search(r"^\s*cell\s*\(", text, re.MULTILINE):
-        raise FileError(f"cell library {str(path)!r} is not Liberty: it has no library (...) with cells")
-    return text
+def component_of(path: tuple[str, ...]) -> str:
+    """What a cell belongs to that lies in a path of modules; the latches of register files apart."""
+    inner = next((COMPONENTS[_plain(name)] for name in reversed(path) if _plain(name) in COMPONENTS), path[-1])
+    return f"{inner}: registers" if LATCHES in path[-1] and inner != "codebook" else inner
 
 
 def _plain(name: str) -> str:

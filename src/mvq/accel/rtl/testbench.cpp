@@ -154,6 +154,8 @@ int main(int argc, char **argv) {
 #ifdef TRACE
     if (argc > 3) trace.dump(time++);
 #endif
+    // A core that rests may take its last block in this cycle.
+    const bool over = started && cycle > began && core->resting && blocks.next == blocks.items;
     if (core->blocks_valid && core->blocks_ready) {
       if (!started) { started = true; began = cycle; }
       blocks.taken();
@@ -183,7 +185,6 @@ int main(int argc, char **argv) {
         memory[(std::size_t(t) * h.addresses + at) * h.lanes + lane] = int64_t(bits ^ uint64_t(sign)) - sign;
       }
     }
-    const bool over = started && cycle > began && core->resting && blocks.next == blocks.items;
     core->clk = 1;
     core->eval();
 #ifdef TRACE

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
+from amaranth.hdl import Cat, Const, Module, Signal, Value, signed
 from amaranth.lib import data
 from amaranth.lib.wiring import In, Out
 
@@ -14,8 +14,8 @@ from mvq.accel.spec import AcceleratorSpec
 class TileRow(Part):
     """Weight registers, multipliers and, in a sparse tile, the routing of products to columns.
 
-    Products come two cycles after the activation; the weight is read with it. A row that has no work, or an activation
-    of zero, keeps its operands and its products, and gives zeros.
+    Products come two cycles after the activation: it is held, then multiplied by the weights that are read with it. A
+    row that has no work, or an activation of zero, keeps its operands and its products, and gives zeros.
 
     Args:
         spec: machine.
@@ -58,36 +58,33 @@ class TileRow(Part):
         written = [self.weights[i].as_unsigned() for i in range(n)]
         if self.sparse:
             written += [self.lanes[i] for i in range(n)]
-        m.d.comb += [
-            file.write.eq(Mux(self.row, self.entries, 0)),
-            file.data.eq(Cat(*written)),
-        ]
-        (word,) = file.read(m, [self.read])
         live = Signal()
-        m.d.comb += live.eq(self.valid & self.activation.any() if spec.zero_gating else self.valid)
+        m.d.comb += [
+            file.enable.eq(self.row),
+            file.lines.eq(self.entries),
+            file.data.eq(Cat(*written)),
+            live.eq(self.valid & self.activation.any() if spec.zero_gating else self.valid),
+        ]
+        # The address and the activation are held while there is nothing to multiply, and with them all that follows.
         activation = Signal(signed(spec.activation_bits), reset_less=True, name="operand")
+        address = Signal.like(self.read, reset_less=True, name="address")
         multiplied, ready = Signal(), Signal()
         m.d.sync += [multiplied.eq(live), ready.eq(multiplied)]
         with m.If(live):
-            m.d.sync += activation.eq(self.activation)
+            m.d.sync += [activation.eq(self.activation), address.eq(self.read)]
+        (word,) = file.read(m, [address])
         products, lanes = [], []
         for i in range(n):
-            operand = Signal(signed(weight), reset_less=True, name=f"weight_{i}")
             product = Signal(signed(product_bits(spec)), reset_less=True, name=f"product_{i}")
-            with m.If(live):
-                m.d.sync += operand.eq(word[i * weight : (i + 1) * weight].as_signed())
             with m.If(multiplied):
-                m.d.sync += product.eq(operand * activation)
+                m.d.sync += product.eq(word[i * weight : (i + 1) * weight].as_signed() * activation)
             products.append(product)
             if self.sparse:
-                early = Signal(lane, reset_less=True, name=f"lane_{i}")
-                late = Signal(lane, reset_less=True, name=f"lane_of_product_{i}")
                 start = n * weight + i * lane
-                with m.If(live):
-                    m.d.sync += early.eq(word[start : start + lane])
+                place = Signal(lane, reset_less=True, name=f"lane_{i}")
                 with m.If(multiplied):
-                    m.d.sync += late.eq(early)
-                lanes.append(late)
+                    m.d.sync += place.eq(word[start : start + lane])
+                lanes.append(place)
         for column in range(spec.d):
             if self.sparse:
                 m.d.comb += self.products[column].eq(self._routed(column, products, lanes, ready))
