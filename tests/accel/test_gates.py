@@ -87,9 +87,10 @@ def test_cells_do_what_their_functions_say(library):
 def test_functions_of_the_format(tmp_path, function, python):
     pins = "".join(f"pin({name}) {{ direction : input; capacitance : 1; }}" for name in "ABC")
     path = tmp_path / "one.lib"
+    output = f'pin(Y) {{ direction : output; function : "{function}"; }}'
     path.write_text(
         "library(one) {\n time_unit : 1ps; voltage_unit : 1V; leakage_power_unit : 1pW; nom_voltage : 0.5;\n"
-        f'capacitive_load_unit(1, ff);\n cell(X) {{ area : 1; {pins} pin(Y) {{ direction : output; function : "{function}"; }} }}\n}}\n'
+        f"capacitive_load_unit(1, ff);\n cell(X) {{ area : 1; {pins} {output} }}\n}}\n"
     )
     found = read_library(path)
     a, b, c = ((np.arange(16) >> i & 1).astype(bool) for i in range(3))
@@ -105,20 +106,23 @@ def test_units_and_tables(library):
     assert library.cell("DFF").hidden[0][0].energy[1].values.ravel().tolist() == [0.3, 0.5]
 
 
+def every_cell(path):
+    found = read_library(path)
+    return [found.cell(name) for name in found.groups]
+
+
 def test_libraries_that_lack_something_are_named(tmp_path, library):
     text = CELLS.read_text()
     for old, new, fault in (
         ('voltage_unit : "1V";', "", "voltage_unit"),
-        ('function : "!A"', 'function : "!Q"', r"'!Q' speaks of \['Q'\]"),
+        ('function : "!A"', 'function : "!Q"', r"'!Q' is no function of its pins; at fault: 'Q'"),
         ('function : "!A";', "", "output Y has no function"),
         ("clock_gating_integrated_cell : latch_posedge;", "", "not a clock gate"),
     ):
         path = tmp_path / f"{abs(hash(fault))}.lib"
         path.write_text(text.replace(old, new, 1))
         with pytest.raises(FileError, match=fault):
-            found = read_library(path)
-            for cell in found.groups:
-                found.cell(cell)
+            every_cell(path)
     with pytest.raises(FileError, match="has no cell 'XOR9'"):
         library.cell("XOR9")
     broken = tmp_path / "broken.lib"
@@ -216,10 +220,7 @@ def test_energy_of_a_change_by_hand(library):
     gates.cycle()
     # The clock rose and fell, and the input rose: their nets' energies, and hidden ones.
     assert gates.ports_energy == pytest.approx(3 * 0.5 * PIN)
-    usual = float(np.median(gates.timing.slew))
-    high = 0.5 + (usual - 0.010) / 0.100 * 0.2
     assert gates.energy.tolist() == pytest.approx([0.7 + 0.5, 0, 0])
-    assert high > 0
     gates.reset()
     gates.cycle()
     assert gates.get("y") == 1
@@ -253,8 +254,9 @@ def test_pulses_shorter_than_a_gate_vanish(library):
     for late, glitches in ((1, 0), (9, 2)):
         cells = [("INV", {"A": 2 if i == 0 else 9 + i, "Y": 10 + i}) for i in range(late)]
         cells.append(("NAND2", {"A": 2, "B": 9 + late, "Y": 50}))
+        # They make it slower than one inverter, and faster than nine.
+        cells += [("BUF", {"A": 50, "Y": 60 + i}) for i in range(5)]
         flat = flatten(design(cells, {"clk": [3], "a": [2], "y": [50]}), "top", library)
-        # The delay of a gate that drives nothing is that of its first load.
         gates = Switching(flat, period=4.0)
         gates.put("a", 1)
         gates.cycle()
@@ -412,7 +414,7 @@ def test_a_layer_on_the_gates_of_a_core(kind):
     assert {"tile rows", "tile rows: registers", "adder trees", "accumulators", "loader"} <= parts.keys()
     assert min(parts.values()) > 0
     assert found.leakage.sum() == pytest.approx(sum(gates.kinds[k].leakage for k in gates.kind))
-    with pytest.raises(MvqError, match="still at work after 0.5 ns; the longest path takes"):
+    with pytest.raises(MvqError, match=r"still at work after 0\.5 ns; the longest path takes"):
         run(spec, gates, work, ns=0.5)
     early = run(spec, gates, work, ns=20.0, most_cycles=10)
     assert not early.ended

@@ -257,7 +257,7 @@ def test_the_numbers_of_the_specification():
     assert block_load(spec, layer, mapping, **sizes) == (144, 23)
     assert layer.word_bits(spec) == 20
     cycles = layer_cycles(spec, layer, mapping)
-    assert (cycles.compute, cycles.weights, cycles.bubble) == (9216, 144 + 512, 8)
+    assert (cycles.compute, cycles.weights, cycles.bubble) == (9216, 144 + 512, 6)
 
 
 def test_the_header_says_what_it_was_made_from():

@@ -147,7 +147,7 @@ def test_what_does_not_apply_is_no_cause():
         return {key: n for key, n in dataclasses.asdict(causes(spec, run)).items() if n}
 
     # 36 folds of 64 cycles, each longer than the pipeline: only the last drains.
-    depth = 3 + 1 + 1 + 2 + 1
+    depth = 2 + 1 + 1 + 1 + 1
     fill_drain = 36 * 30 - depth
     assert split() == {"fill_drain": fill_drain}
     assert split(mapping=Mapping(tile_rows=8, overlapped=True)) == {"overlap": 35 * 16, "fill_drain": fill_drain}

@@ -68,7 +68,7 @@ class Span(NamedTuple):
 
 #: Cycles from the last visit to a sum in a block to the first one in the next, which finds it in memory.
 SETTLE_CYCLES = 3
-#: Stages of fetching an activation: one fewer than of a row of weights in the loader, which are read in the cycle after.
+#: Stages of fetching an activation: one fewer than of a row of weights, which are read in the cycle after.
 FETCH_CYCLES = 2
 #: Levels of an adder tree between registers.
 TREE_LEVELS = 4

@@ -227,6 +227,61 @@ def _parse(text: str, path: str) -> Group:
     return root.groups[0]
 
 
+class _Expression:
+    """A Boolean expression: `'` and `!` come before `^`, that before `*`, `&` and blanks, those before `+` and `|`."""
+
+    def __init__(self, text: str, names: Mapping[str, Array]) -> None:
+        self.tokens, self.names = re.findall(r"\w+|\S", text)[::-1], names
+
+    def value(self) -> Any:
+        """Of all of it; raises KeyError and IndexError."""
+        found = self._any()
+        if self.tokens:
+            raise KeyError(self.tokens[-1])
+        return found
+
+    def _next(self, signs: str) -> bool:
+        return bool(self.tokens) and self.tokens[-1] in signs
+
+    def _any(self) -> Any:
+        found = self._all()
+        while self._next("+|"):
+            self.tokens.pop()
+            found = found | self._all()
+        return found
+
+    def _all(self) -> Any:
+        found = self._differ()
+        while self.tokens and not self._next(")+|"):
+            if self._next("*&"):
+                self.tokens.pop()
+            found = found & self._differ()
+        return found
+
+    def _differ(self) -> Any:
+        found = self._one()
+        while self._next("^"):
+            self.tokens.pop()
+            found = found ^ self._one()
+        return found
+
+    def _one(self) -> Any:
+        token = self.tokens.pop()
+        if token == "(":
+            found = self._any()
+            self.tokens.pop()
+        elif token == "!":
+            found = ~self._one()
+        elif token in ("0", "1"):
+            found = np.full(len(next(iter(self.names.values()))), token == "1")
+        else:
+            found = self.names[token]
+        while self._next("'"):
+            self.tokens.pop()
+            found = ~found
+        return found
+
+
 class _Reader:
     """Makes a cell of its group."""
 
@@ -279,33 +334,10 @@ class _Reader:
 
     def _table(self, text: str) -> Array:
         """A Boolean expression of Liberty by index."""
-        expression = re.sub(r"(\w+|\))\s*'", r"\1'", text)
-        # A postfix negation becomes a prefix one, from the innermost on.
-        while (end := expression.find("'")) >= 0:
-            start = end - 1
-            if expression[start] == ")":
-                depth = 0
-                while True:
-                    depth += {")": 1, "(": -1}.get(expression[start], 0)
-                    if depth == 0:
-                        break
-                    start -= 1
-            else:
-                while start > 0 and re.match(r"\w", expression[start - 1]):
-                    start -= 1
-            expression = f"{expression[:start]}(!{expression[start:end]}){expression[end + 1 :]}"
-        expression = re.sub(r"(?<=[\w)])\s+(?=[\w(!])", "&", expression.strip())
-        tokens = re.findall(r"\w+|[!&*|+^()]", expression)
-        python = {"!": "~", "*": "&", "+": "|"}
-        names = {name for name in tokens if re.match(r"\w", name)}
-        unknown = names - self.names.keys() - {"0", "1"}
-        if unknown or not tokens:
-            raise FileError(f"{self._where()}: {text!r} speaks of {sorted(unknown)}, which it does not have")
-        # Liberty binds ^ closer than &, Python too after the exchange of no more than names and signs.
-        code = " ".join(python.get(token, f"v[{token!r}]" if token in names else token) for token in tokens)
-        ones = np.ones(len(self.state), bool)
-        values = {**self.names, "0": ~ones, "1": ones}
-        return np.asarray(eval(code, {"__builtins__": {}}, {"v": values}), bool)
+        try:
+            return np.asarray(_Expression(text, self.names).value(), bool)
+        except (KeyError, IndexError) as error:
+            raise FileError(f"{self._where()}: {text!r} is no function of its pins; at fault: {error}") from None
 
     def _sequential(self) -> tuple[Array | None, int, bool, tuple[int, ...], tuple[int, ...]]:
         """Next state, clock, its edge, gates and asynchronous inputs of a cell."""

@@ -256,7 +256,7 @@ def _hidden(kinds: Iterable[Cell], timing: Timing) -> tuple[Array, Array, Array]
     """Hidden energies: `(kinds, inputs + 1)` first of each input, when, and `(hidden, 2)` of rising and falling."""
     cells = list(kinds)
     most = max(len(cell.inputs) for cell in cells)
-    ideal, usual = float(timing.slew.min()), float(np.median(timing.slew))
+    ideal, usual = timing.ideal_slew, float(np.median(timing.slew))
     first, when, energy = np.zeros((len(cells), most + 1), np.int32), [], []
     for i, cell in enumerate(cells):
         for pin in range(most):

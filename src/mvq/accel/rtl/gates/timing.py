@@ -38,6 +38,7 @@ class Timing:
         clocks: whether a net belongs to the clock network.
         levels: gates on the longest path.
         longest: path between registers or ports in ns, without set-up times.
+        ideal_slew: of clocks and ports in ns.
     """
 
     load: Array
@@ -49,6 +50,7 @@ class Timing:
     clocks: Array
     levels: int
     longest: float
+    ideal_slew: float
 
 
 def analyse(netlist: Netlist, clock: str = "clk") -> Timing:
@@ -106,6 +108,7 @@ def analyse(netlist: Netlist, clock: str = "clk") -> Timing:
         clocks=clocks,
         levels=int(depth.max(initial=0)),
         longest=float(arrival.max(initial=0.0)),
+        ideal_slew=tables.ideal_slew,
     )
 
 
