@@ -93,13 +93,16 @@ def energy(run: NetworkRun, table: CostTable, *, activation_zeros: float = 0.0) 
     actions, spec = run.actions, run.spec
     # A dense tile holds the zeros of the masks, too.
     active = actions.nonzero_macs * (1 - activation_zeros) if spec.zero_gating else actions.macs
-    entries = list(datapath(actions, active, _pipeline_bits(spec, actions, active), table))
+    entries = list(datapath(actions, active, _pipeline_bits(spec, actions, active), table, tile=spec.tile))
+    entries += _measured_alone(spec, actions, run.cycles.total, activation_zeros, table)
     entries += [*_codebook(spec, actions, run.seconds, table), *memories(spec, actions, table)]
     entries += leakage(spec, parts(spec), run.seconds, table)
     return Bill(tuple(entries), run.seconds, actions.dense_macs, actions.nonzero_macs)
 
 
-def datapath(actions: Actions, active: float, pipeline_bits: float, table: CostTable) -> Iterator[Entry]:
+def datapath(
+    actions: Actions, active: float, pipeline_bits: float, table: CostTable, *, tile: str = ""
+) -> Iterator[Entry]:
     """Multipliers, adders and registers.
 
     Args:
@@ -107,14 +110,36 @@ def datapath(actions: Actions, active: float, pipeline_bits: float, table: CostT
         active: multiplications whose operands are not held.
         pipeline_bits: clocked; free where the table has no cost of them.
         table: costs.
+        tile: kind of tile, whose own rows come before those of the same name without it.
     """
-    yield entry("array", "multiplications", active, table.get("multiply", "energy"))
+
+    def row(part: str) -> Row:
+        own = (f"{part}_{tile}", "energy")
+        return table.rows[own] if own in table.rows else table.get(part, "energy")
+
+    yield entry("array", "multiplications", active, row("multiply"))
     yield entry("array", "additions", active, table.get("add", "energy"))
     if ("flip_flop_bit", "energy") in table.rows:
         yield entry("array", "pipeline bits", pipeline_bits, table.get("flip_flop_bit", "energy"))
-    yield entry("registers", "weights", actions.wrf_reads + actions.wrf_writes, table.get("wrf_access", "energy"))
+    yield entry("registers", "weights", actions.wrf_reads + actions.wrf_writes, row("wrf_access"))
     yield entry("registers", "activations", actions.arf_reads + actions.arf_writes, table.get("arf_access", "energy"))
     yield entry("registers", "partial sums", actions.prf_accesses, table.get("prf_access", "energy"))
+
+
+def _measured_alone(
+    spec: AcceleratorSpec, actions: Actions, cycles: int, activation_zeros: float, table: CostTable
+) -> Iterator[Entry]:
+    """What tables of measured gates have, and those of single operations lack."""
+    zeros = (actions.macs - actions.nonzero_macs) * (1 - activation_zeros)
+    counts = {
+        "multiply_zero": ("array", "products of zeros", zeros if spec.zero_gating else 0),
+        "tile_control": ("array", "control of a tile", cycles * spec.words_per_row),
+        "control": ("array", "control", cycles),
+        "weight_load": ("loader", "weights loaded", actions.wrf_writes),
+    }
+    for part, (level, what, count) in counts.items():
+        if (part, "energy") in table.rows and count:
+            yield entry(level, what, count, table.get(part, "energy"))
 
 
 def _codebook(spec: AcceleratorSpec, actions: Actions, seconds: float, table: CostTable) -> Iterator[Entry]:
