@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mvq.accel.functional.words import StoredWeight, load_order, pack
-from mvq.accel.mapping import Mapping, Nest, nest, points_of
+from mvq.accel.mapping import Extent, Mapping, Nest, nest, points_of
 from mvq.accel.rtl.column import ADDRESS_BITS
 from mvq.accel.rtl.loader import row_bits
 from mvq.accel.spec import AcceleratorSpec
@@ -26,6 +26,10 @@ class Program:
 
     Attributes:
         storage: fields of `storage_layout`.
+        layer: of `layer_layout`.
+        shape: of `shape_layout`.
+        points: of `point_layout`, one a row of the array.
+        banks: `(rows, inputs)` that each row of the array reads, planes of channels one after the other.
         blocks: fields of `block_layout`, in order.
         words: bytes of the codebook and of the weights, beat after beat.
         stream: the weights of a tile of output rows alone, as `pack` makes them.
@@ -34,6 +38,10 @@ class Program:
     """
 
     storage: dict[str, Any]
+    layer: dict[str, Any]
+    shape: dict[str, Any]
+    points: list[dict[str, int]]
+    banks: NDArray[np.int8]
     blocks: list[dict[str, Any]]
     words: bytes
     stream: bytes
@@ -103,13 +111,18 @@ def program(
         "group_columns": layer.c_out // layer.groups if diagonal else 0,
     }
     assert max(per_row.values()) * unit <= row_bits(spec)
+    blocks = _blocks(spec, layer, mapping, n, steps)
     image = np.pad(ifmap, ((0, 0), (layer.padding[0], layer.padding[2]), (layer.padding[1], layer.padding[3])))
     parts = [_activations(spec, layer, mapping, n, step, image) for step in steps]
     beat = spec.weight_port_bits
     stream = pack(stored, load_order(spec, layer, mapping, stored), beat)
     return Program(
         storage=storage,
-        blocks=_blocks(spec, layer, mapping, n, steps),
+        layer=_loops(spec, layer, mapping, n),
+        shape=_shape(layer, mapping),
+        points=_points(spec, layer, mapping, n),
+        banks=_banks(spec, layer, mapping, n, ifmap),
+        blocks=blocks,
         words=_codebook(spec, layer, stored) + _whole_beats(stream, beat) * n.tiles.n,
         stream=stream,
         activations=np.concatenate(parts),
@@ -160,6 +173,102 @@ def _blocks(spec: AcceleratorSpec, layer: Layer, mapping: Mapping, n: Nest, step
             }
         )
     return found
+
+
+def _loops(spec: AcceleratorSpec, layer: Layer, mapping: Mapping, n: Nest) -> dict[str, Any]:
+    """What the controller counts through: the same blocks as `_blocks`."""
+    loops = {"tiles": n.tiles, "groups": n.groups, "outputs": n.outputs, "inputs": n.inputs, "entries": n.entries}
+    plane, wide = layer.in_size[0] * layer.in_size[1], layer.in_size[1]
+    tile_down = n.tiles.full * layer.stride[0]
+
+    def pair(extent: Extent, value: Callable[[int], int]) -> list[int]:
+        return [value(extent.full), value(extent.last)]
+
+    def sides(value: Callable[[int, int], int]) -> list[list[int]]:
+        """By last step over inputs, and over groups."""
+        return [[value(i, g * mapping.fold) for g in pair(n.groups, int)] for i in pair(n.inputs, int)]
+
+    sets = pair(n.outputs, lambda columns: -(-columns // spec.cols))
+    positions = pair(n.tiles, lambda rows: rows * layer.out_size[1])
+    return {
+        **{name: extent.n for name, extent in loops.items()},
+        "tile_rows": pair(n.tiles, int),
+        "positions": positions,
+        "entry_count": pair(n.entries, int),
+        "input_sets": pair(n.inputs, lambda channels: -(-channels // spec.rows)),
+        "column_sets": sets,
+        "partial": pair(n.outputs, lambda columns: int(columns % spec.cols > 0)),
+        "rows": sides(lambda channels, side: min(channels, spec.rows) * side),
+        "last_rows": sides(lambda channels, side: ((channels - 1) % spec.rows + 1) * side),
+        "region": [[count * here for here in sets] for count in positions],
+        "passes": layer.passes(spec),
+        "pass_step": n.entries.full % layer.passes(spec),
+        "codebook": layer.codebook_bits(spec) > 0,
+        "overlapped": mapping.overlapped,
+        "half": spec.wrf_entries // 2 if mapping.overlapped else 0,
+        "top": -layer.padding[0],
+        "tile_down": tile_down,
+        "first": -layer.padding[0] * wide - layer.padding[1],
+        "tile_step": tile_down * wide,
+        "input_step": -(-n.inputs.full // spec.rows) * plane,
+        "group_step": -(-(layer.c_in // layer.groups) // spec.rows) * plane,
+    }
+
+
+def _shape(layer: Layer, mapping: Mapping) -> dict[str, int]:
+    """How inputs lie, and how folded kernel points go on."""
+    (down, right), (below, beside) = layer.stride, layer.dilation
+    wide = layer.in_size[1]
+    under, over = (step * by for step, by in zip(divmod(mapping.fold, layer.kernel[1]), layer.dilation, strict=True))
+    offset = under * wide + over
+    return {
+        "width": layer.out_size[1],
+        "right": right,
+        "down": down,
+        "next_row": down * wide - (layer.out_size[1] - 1) * right,
+        "plane": layer.in_size[0] * wide,
+        "rows": layer.in_size[0],
+        "columns": wide,
+        "left": layer.padding[1],
+        "over": over,
+        "under": under,
+        "dilation": below,
+        "kernel_rows": layer.kernel[0] * below,
+        "kernel_columns": layer.kernel[1] * beside,
+        "offset": offset,
+        "wrapped": offset + below * wide - layer.kernel[1] * beside,
+    }
+
+
+def _row_of(layer: Layer, mapping: Mapping, row: int) -> tuple[int, int, int]:
+    """Group, folded kernel point and channel of a row of the array, where they do not take all of it."""
+    point, channel = divmod(row, layer.c_in // layer.groups)
+    return *divmod(point, mapping.fold), channel
+
+
+def _points(spec: AcceleratorSpec, layer: Layer, mapping: Mapping, n: Nest) -> list[dict[str, int]]:
+    found = []
+    for row in range(spec.rows):
+        down, right = divmod(_row_of(layer, mapping, row)[1], layer.kernel[1])
+        place = down * layer.dilation[0], right * layer.dilation[1]
+        found.append({"row": place[0], "column": place[1], "offset": place[0] * layer.in_size[1] + place[1]})
+    return found
+
+
+def _banks(spec: AcceleratorSpec, layer: Layer, mapping: Mapping, n: Nest, ifmap: NDArray[np.int8]) -> NDArray[np.int8]:
+    """The channels of each row of the array, a plane for each step over groups and each set of input channels."""
+    c_in = layer.c_in // layer.groups
+    sets = -(-c_in // spec.rows)
+    banks = np.zeros((spec.rows, n.groups.n, sets, ifmap.shape[1] * ifmap.shape[2]), np.int8)
+    for row in range(spec.rows):
+        group, _, channel = _row_of(layer, mapping, row)
+        for step in range(n.groups.n):
+            for i in range(sets):
+                at = channel + i * spec.rows if sets > 1 else channel
+                number = step * n.groups.full + group
+                if at < c_in and group < n.groups.size(step):
+                    banks[row, step, i] = ifmap[number * c_in + at].ravel()
+    return banks.reshape(spec.rows, -1)
 
 
 def _activations(

@@ -1,0 +1,457 @@
+"""The loops of a layer above a block: which weights are loaded, which steps follow, and which inputs they take.
+
+Sizes come twice where the last part of a loop may be smaller: for the others, and for it.
+"""
+
+from __future__ import annotations
+
+from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed
+from amaranth.lib import data, stream
+from amaranth.lib.wiring import In, Out
+
+from mvq.accel.rtl.column import ADDRESS_BITS
+from mvq.accel.rtl.loader import COUNT_BITS, MAX_PASSES, load_command_layout
+from mvq.accel.rtl.parts import Part
+from mvq.accel.rtl.sequencer import block_layout
+from mvq.accel.spec import AcceleratorSpec
+
+#: Of an input in its bank of L1, and of a place in the input, which may lie in its padding.
+INPUT_BITS, PLACE_BITS = 20, 12
+#: Of the parts of a loop.
+LOOP_BITS = 16
+#: Inputs that were asked for and not used yet.
+AHEAD = 4
+
+
+def _pair(shape: object) -> data.ArrayLayout:
+    """For all parts of a loop but the last, and for the last."""
+    return data.ArrayLayout(shape, 2)  # type: ignore[arg-type]
+
+
+def shape_layout() -> data.StructLayout:
+    """What inputs look like and how kernel points move over them; offsets are addresses in a bank.
+
+    `width` outputs lie in a row, `right` and `down` apart; a bank holds planes of `plane` inputs, `columns` by `rows`.
+    From step to step of a folded kernel a point goes on by `over` columns and `under` rows, by `offset`; where it
+    leaves the kernel's columns (`kernel_columns`, dilated), it goes back by them and down by `dilation`, by `wrapped`
+    in all. Below `kernel_rows` there are no more points.
+    """
+    place, address = PLACE_BITS, signed(INPUT_BITS + 2)
+    return data.StructLayout(
+        {
+            "width": place,
+            "right": place,
+            "down": place,
+            "next_row": address,
+            "plane": INPUT_BITS,
+            "rows": place,
+            "columns": place,
+            "left": place,
+            "over": place,
+            "under": place,
+            "dilation": place,
+            "kernel_rows": place,
+            "kernel_columns": place,
+            "offset": address,
+            "wrapped": address,
+        }
+    )
+
+
+def point_layout() -> data.StructLayout:
+    """The kernel point of a row of the array in the first step."""
+    return data.StructLayout({"row": PLACE_BITS, "column": PLACE_BITS, "offset": signed(INPUT_BITS + 2)})
+
+
+def layer_layout(spec: AcceleratorSpec) -> data.StructLayout:
+    """A layer's loops: how often, how large, and how far inputs move with them.
+
+    `rows` and `last_rows` are by last step over inputs and over groups, `region` by last tile and last step over
+    outputs: the partial sums of a column.
+    """
+    rows = spec.rows.bit_length()
+    square = data.ArrayLayout(data.ArrayLayout(rows, 2), 2)
+    address = signed(INPUT_BITS + 2)
+    return data.StructLayout(
+        {
+            **dict.fromkeys(LOOPS, LOOP_BITS),
+            "tile_rows": _pair(PLACE_BITS),
+            "positions": _pair(ADDRESS_BITS),
+            "entry_count": _pair(COUNT_BITS),
+            "input_sets": _pair(COUNT_BITS),
+            "column_sets": _pair(COUNT_BITS),
+            "partial": _pair(1),
+            "rows": square,
+            "last_rows": square,
+            "region": data.ArrayLayout(data.ArrayLayout(ADDRESS_BITS, 2), 2),
+            "passes": MAX_PASSES.bit_length(),
+            "pass_step": MAX_PASSES.bit_length(),
+            "codebook": 1,
+            "overlapped": 1,
+            "half": max((spec.wrf_entries - 1).bit_length(), 1),
+            "top": signed(PLACE_BITS + 1),
+            "tile_down": PLACE_BITS,
+            "first": address,
+            "tile_step": address,
+            "input_step": INPUT_BITS,
+            "group_step": INPUT_BITS,
+        }
+    )
+
+
+#: Outermost first.
+LOOPS = ("tiles", "groups", "outputs", "inputs", "entries")
+
+
+def fetch_layout(spec: AcceleratorSpec) -> data.StructLayout:
+    """The inputs of a block.
+
+    For each of `tile_rows` rows of outputs from input row `top` on, and their columns: `entries` steps over kernel
+    points, from the first where `fresh` and otherwise from where the block before ended, a new one in each `passes`
+    from pass `first_pass` on; for each of them `input_sets` planes from `address` on. So many rows of the array take
+    part: `rows`, of the last set `last_rows`.
+    """
+    rows = spec.rows.bit_length()
+    return data.StructLayout(
+        {
+            "top": signed(PLACE_BITS + 1),
+            "address": signed(INPUT_BITS + 2),
+            "tile_rows": PLACE_BITS,
+            "entries": COUNT_BITS,
+            "fresh": 1,
+            "first_pass": (MAX_PASSES - 1).bit_length(),
+            "passes": MAX_PASSES.bit_length(),
+            "input_sets": COUNT_BITS,
+            "rows": rows,
+            "last_rows": rows,
+        }
+    )
+
+
+class Controller(Part):
+    """Counts through the loops of a layer.
+
+    Args:
+        spec: machine.
+
+    Ports:
+        layer: its loops; taken when those before it have been counted through.
+        blocks: for the sequencer.
+        fetches: the same blocks for the fetching of inputs.
+        idle: there is no layer.
+    """
+
+    module = "mvq_controller"
+
+    def __init__(self, spec: AcceleratorSpec) -> None:
+        self.spec = spec
+        super().__init__(
+            {
+                "layer": In(stream.Signature(layer_layout(spec))),
+                "blocks": Out(stream.Signature(block_layout(spec))),
+                "fetches": Out(stream.Signature(fetch_layout(spec))),
+                "idle": Out(1),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        """The controller."""
+        m = Module()
+        layer = Signal(layer_layout(self.spec))
+        busy, first = Signal(), Signal()
+        sent = {name: Signal(name=f"sent_{name}") for name in ("blocks", "fetches")}
+        done = Signal()
+        for name in sent:
+            port = getattr(self, name)
+            m.d.comb += port.valid.eq(busy & ~sent[name])
+            with m.If(port.valid & port.ready):
+                m.d.sync += sent[name].eq(1)
+        m.d.comb += [
+            self.layer.ready.eq(~busy),
+            self.idle.eq(~busy),
+            done.eq(busy & Cat(*(sent[n] | getattr(self, n).ready for n in sent)).all()),
+        ]
+        with m.If(done):
+            m.d.sync += [flag.eq(0) for flag in sent.values()]
+        self._count(m, layer, busy, first, done)
+        return m
+
+    def _count(self, m: Module, layer: data.View, busy: Signal, first: Signal, done: Signal) -> None:
+        at = {name: Signal(LOOP_BITS, name=f"at_{name}") for name in LOOPS}
+        last = {name: Signal(name=f"last_{name}") for name in LOOPS}
+        m.d.comb += [last[name].eq(at[name] + 1 == layer[name]) for name in LOOPS]
+        address, base, number = Signal(ADDRESS_BITS), Signal(1), Signal(range(MAX_PASSES))
+        # Inputs: of the tile, of the group and of the set of channels.
+        top, tile = Signal.like(layer.top), Signal.like(layer.first, name="tile_address")
+        group, inputs = Signal(INPUT_BITS, name="group_address"), Signal(INPUT_BITS, name="input_address")
+        # Loops that start anew after this block: those within the first, from inside, that is not at its end.
+        ends: dict[str, Value] = {}
+        inner: Value = done
+        for name in reversed(LOOPS):
+            ends[name] = inner & last[name]
+            with m.If(inner):
+                m.d.sync += at[name].eq(Mux(last[name], 0, at[name] + 1))
+            inner = ends[name]
+        ahead = Signal(MAX_PASSES.bit_length() + 1)
+        m.d.comb += ahead.eq(number + layer.pass_step)
+        with m.If(done):
+            m.d.sync += [
+                first.eq(0),
+                base.eq(~base),
+                number.eq(Mux(last["entries"], 0, Mux(ahead >= layer.passes, ahead - layer.passes, ahead))),
+            ]
+        with m.If(ends["entries"]):
+            m.d.sync += inputs.eq(Mux(last["inputs"], 0, inputs + layer.input_step))
+        with m.If(ends["inputs"]):
+            m.d.sync += address.eq(address + layer.region[last["tiles"]][last["outputs"]])
+        with m.If(ends["outputs"]):
+            m.d.sync += group.eq(Mux(last["groups"], 0, group + layer.group_step))
+        with m.If(ends["groups"]):
+            m.d.sync += [top.eq(top + layer.tile_down), tile.eq(tile + layer.tile_step)]
+        with m.If(ends["tiles"]):
+            m.d.sync += busy.eq(0)
+        with m.If(self.layer.valid & ~busy):
+            given = self.layer.payload
+            m.d.sync += [layer.eq(given), busy.eq(1), first.eq(1), base.eq(0), address.eq(0)]
+            m.d.sync += [top.eq(given.top), tile.eq(given.first), number.eq(0)]
+        load = Signal(load_command_layout(self.spec))
+        fresh = Signal()
+        m.d.comb += [
+            fresh.eq((at["inputs"] == 0) & (at["entries"] == 0)),
+            load.entries.eq(layer.entry_count[last["entries"]]),
+            load.first_pass.eq(number),
+            load.input_sets.eq(layer.input_sets[last["inputs"]]),
+            load.column_sets.eq(layer.column_sets[last["outputs"]]),
+            load.rows.eq(layer.rows[last["inputs"]][last["groups"]]),
+            load.last_rows.eq(layer.last_rows[last["inputs"]][last["groups"]]),
+            load.partial.eq(layer.partial[last["outputs"]]),
+            load.codebook.eq(layer.codebook & first),
+            load.base.eq(Mux(base, layer.half, 0)),
+        ]
+        block, fetch = self.blocks.payload, self.fetches.payload
+        m.d.comb += [
+            block.load.eq(load),
+            block.positions.eq(layer.positions[last["tiles"]]),
+            block.address.eq(address),
+            block.fresh.eq(fresh),
+            block.overlapped.eq(layer.overlapped),
+            fetch.top.eq(top),
+            fetch.address.eq(tile + group + inputs),
+            fetch.tile_rows.eq(layer.tile_rows[last["tiles"]]),
+            fetch.entries.eq(load.entries),
+            fetch.fresh.eq(at["entries"] == 0),
+            fetch.first_pass.eq(number),
+            fetch.passes.eq(layer.passes),
+            fetch.input_sets.eq(load.input_sets),
+            fetch.rows.eq(load.rows),
+            fetch.last_rows.eq(load.last_rows),
+        ]
+
+
+class Fetch(Part):
+    """Reads inputs for the rows of the array from banks of L1, one for each row, and gives zeros for padding.
+
+    Args:
+        spec: machine.
+
+    Ports:
+        shape, points: of the layer; stable through it.
+        blocks: whose inputs are read.
+        reads: an address for each row and whether it is read; a step a cycle at most.
+        found: what was read, in the cycle after it was asked for.
+        activations: for the core.
+        idle: nothing is read or held.
+    """
+
+    module = "mvq_fetch"
+
+    def __init__(self, spec: AcceleratorSpec) -> None:
+        self.spec, self.asked = spec, Signal()
+        values = data.ArrayLayout(signed(spec.activation_bits), spec.rows)
+        reads = data.StructLayout({"rows": spec.rows, "addresses": data.ArrayLayout(INPUT_BITS, spec.rows)})
+        super().__init__(
+            {
+                "shape": In(shape_layout()),
+                "points": In(data.ArrayLayout(point_layout(), spec.rows)),
+                "blocks": In(stream.Signature(fetch_layout(spec))),
+                "reads": Out(stream.Signature(reads)),
+                "found": In(values),
+                "activations": Out(stream.Signature(values)),
+                "idle": Out(1),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        """The fetching."""
+        m = Module()
+        spec = self.spec
+        block, busy = Signal(fetch_layout(spec), name="block"), Signal()
+        counts = {"set": Signal(COUNT_BITS), "entry": Signal(COUNT_BITS), "x": Signal(PLACE_BITS)}
+        counts["y"] = Signal(PLACE_BITS)
+        limits = {
+            "set": block.input_sets,
+            "entry": block.entries,
+            "x": self.shape.width,
+            "y": block.tile_rows,
+        }
+        last = {name: Signal(name=f"last_{name}") for name in counts}
+        m.d.comb += [last[name].eq(counts[name] + 1 == limits[name]) for name in counts]
+        asks, over = Signal(), Signal()
+        ends: dict[str, Value] = {}
+        inner: Value = asks
+        for name, count in counts.items():
+            ends[name] = inner & last[name]
+            with m.If(inner):
+                m.d.sync += count.eq(Mux(last[name], 0, count + 1))
+            inner = ends[name]
+        # The next block waits here, so that the controller can be one ahead for the weights.
+        then, waits, takes = Signal(fetch_layout(spec), name="then"), Signal(), Signal()
+        m.d.comb += [
+            over.eq(ends["y"]),
+            takes.eq(waits & (~busy | over)),
+            self.blocks.ready.eq(~waits | takes),
+        ]
+        with m.If(self.blocks.valid & self.blocks.ready):
+            m.d.sync += [then.eq(self.blocks.payload), waits.eq(1)]
+        with m.Elif(takes):
+            m.d.sync += waits.eq(0)
+        with m.If(takes):
+            m.d.sync += [block.eq(then), busy.eq(1)]
+        with m.Elif(over):
+            m.d.sync += busy.eq(0)
+        move, reset = self._passes(m, block, then, ends, takes)
+        place = self._place(m, then, ends, takes)
+        wanted = Signal(spec.rows, name="wanted")
+        for i in range(spec.rows):
+            self._row(m, i, place, move, ends, takes, reset, wanted)
+        rows = Mux(last["set"], block.last_rows, block.rows)
+        taking = Signal(spec.rows)
+        m.d.comb += [taking[i].eq(rows > i) for i in range(spec.rows)]
+        m.d.comb += self.reads.payload.rows.eq(wanted & taking)
+        self._answers(m, busy, asks)
+        m.d.comb += self.idle.eq(~busy & ~waits & ~self.activations.valid & ~self.asked)
+        return m
+
+    def _passes(
+        self, m: Module, block: data.View, then: data.View, ends: dict[str, Value], takes: Signal
+    ) -> tuple[Signal, Signal]:
+        """Whether the kernel points move with this step, and whether they begin anew with the block that is taken."""
+        number = Signal(range(MAX_PASSES), name="pass_number")
+        wraps, move, reset = Signal(), Signal(), Signal()
+        m.d.comb += [
+            wraps.eq(number + 1 == block.passes),
+            move.eq(ends["set"] & wraps),
+            reset.eq(takes & then.fresh),
+        ]
+        with m.If(ends["set"]):
+            m.d.sync += number.eq(Mux(wraps, 0, number + 1))
+        with m.If(ends["entry"]):
+            m.d.sync += number.eq(block.first_pass)
+        with m.If(takes):
+            m.d.sync += number.eq(then.first_pass)
+        return move, reset
+
+    def _place(self, m: Module, then: data.View, ends: dict[str, Value], takes: Signal) -> dict[str, Signal]:
+        """Of the upper left kernel point: row, column and address, and the address of the plane's set."""
+        shape = self.shape
+        place = {
+            "row": Signal(signed(PLACE_BITS + 2), name="input_row"),
+            "column": Signal(signed(PLACE_BITS + 2), name="input_column"),
+            "address": Signal(signed(INPUT_BITS + 2), name="input_address"),
+            "plane": Signal(signed(INPUT_BITS + 2), name="plane_address"),
+        }
+        with m.If(ends["x"]):
+            m.d.sync += [
+                place["row"].eq(place["row"] + shape.down),
+                place["column"].eq(-shape.left),
+                place["address"].eq(place["address"] + shape.next_row),
+                place["plane"].eq(place["address"] + shape.next_row),
+            ]
+        with m.Elif(ends["entry"]):
+            m.d.sync += [
+                place["column"].eq(place["column"] + shape.right),
+                place["address"].eq(place["address"] + shape.right),
+                place["plane"].eq(place["address"] + shape.right),
+            ]
+        with m.Elif(ends["set"]):
+            m.d.sync += place["plane"].eq(place["address"])
+        with m.Elif(self.reads.valid & self.reads.ready):
+            m.d.sync += place["plane"].eq(place["plane"] + shape.plane)
+        with m.If(takes):
+            m.d.sync += [
+                place["row"].eq(then.top),
+                place["column"].eq(-shape.left),
+                place["address"].eq(then.address),
+                place["plane"].eq(then.address),
+            ]
+        return place
+
+    def _row(
+        self,
+        m: Module,
+        i: int,
+        place: dict[str, Signal],
+        move: Signal,
+        ends: dict[str, Value],
+        takes: Signal,
+        reset: Signal,
+        wanted: Signal,
+    ) -> None:
+        """A row's kernel point: where it is, where the block began with it, and where it goes."""
+        shape, start = self.shape, self.points[i]
+        now, began, later = (Signal(point_layout(), name=f"{name}_{i}") for name in ("point", "began", "later"))
+        wraps = Signal(name=f"wraps_{i}")
+        column = now.column + shape.over
+        m.d.comb += [
+            wraps.eq(column >= shape.kernel_columns),
+            later.eq(now),
+        ]
+        with m.If(move):
+            m.d.comb += [
+                later.column.eq(Mux(wraps, column - shape.kernel_columns, column)),
+                later.row.eq(now.row + shape.under + Mux(wraps, shape.dilation, 0)),
+                later.offset.eq(now.offset + Mux(wraps, shape.wrapped, shape.offset)),
+            ]
+        over = ends["y"]
+        m.d.sync += now.eq(Mux(ends["entry"] & ~over, began, later))
+        with m.If(takes):
+            # A block goes on where the one before it ended, unless it begins with the first kernel point.
+            m.d.sync += [now.eq(Mux(reset, start, later)), began.eq(Mux(reset, start, later))]
+        row, at = Signal(signed(PLACE_BITS + 3), name=f"row_{i}"), Signal(signed(PLACE_BITS + 3), name=f"column_{i}")
+        m.d.comb += [
+            row.eq(place["row"] + now.row),
+            at.eq(place["column"] + now.column),
+            self.reads.payload.addresses[i].eq(place["plane"] + now.offset),
+            wanted[i].eq(
+                (row >= 0) & (row < shape.rows) & (at >= 0) & (at < shape.columns) & (now.row < shape.kernel_rows)
+            ),
+        ]
+
+    def _answers(self, m: Module, busy: Signal, asks: Signal) -> None:
+        """What was read comes a cycle later, and waits here until the core takes it."""
+        spec = self.spec
+        values = data.ArrayLayout(signed(spec.activation_bits), spec.rows)
+        asked, kept = self.asked, Signal(spec.rows)
+        held = [Signal(values, name=f"held_{i}", reset_less=True) for i in range(AHEAD)]
+        n, put, get = Signal(range(AHEAD + 1)), Signal(range(AHEAD)), Signal(range(AHEAD))
+        room, gone, masked = Signal(), Signal(), Signal(values)
+        m.d.comb += [
+            room.eq(n + asked < AHEAD),
+            self.reads.valid.eq(busy & room),
+            asks.eq(self.reads.valid & self.reads.ready),
+            self.activations.valid.eq(n != 0),
+            gone.eq(self.activations.valid & self.activations.ready),
+        ]
+        m.d.comb += [masked[i].eq(Mux(kept[i], self.found[i], 0)) for i in range(spec.rows)]
+        m.d.sync += [asked.eq(asks), n.eq(n + asked - gone)]
+        with m.If(asks):
+            m.d.sync += kept.eq(self.reads.payload.rows)
+        for i, value in enumerate(held):
+            with m.If(asked & (put == i)):
+                m.d.sync += value.eq(masked)
+            with m.If(get == i):
+                m.d.comb += self.activations.payload.eq(value)
+        with m.If(asked):
+            m.d.sync += put.eq(put + 1)
+        with m.If(gone):
+            m.d.sync += get.eq(get + 1)
