@@ -217,6 +217,6 @@ def test_the_numbers_of_the_specification():
 
 def test_the_header_says_what_it_was_made_from():
     text = verilog(dataclasses.replace(preset("ews-16"), rows=2, cols=2, d=2))
-    assert text.startswith("// ews-16: core of a machine")
+    assert text.startswith("// ews-16: a machine for networks")
     assert "//   rows = 2\n" in text
-    assert "module mvq_core(" in text
+    assert "module mvq_machine(" in text

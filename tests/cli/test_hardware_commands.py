@@ -34,7 +34,7 @@ def test_rtl(mvq, machine: Path, tmp_path: Path) -> None:
     done = mvq("rtl", "--arch", machine, "--arch", "ws-16", "-o", tmp_path, "--json")
     assert done.exit_code == 0, done.output
     assert [row["file"] for row in json.loads(done.stdout)] == [str(tmp_path / f"{n}.sv") for n in ("small", "ws-16")]
-    assert (tmp_path / "small.sv").read_text().startswith("// small: core of a machine")
+    assert (tmp_path / "small.sv").read_text().startswith("// small: a machine for networks")
     missing = mvq("rtl", "-o", tmp_path / "none")
     assert missing.exit_code == 1
     assert "is no folder; make it first" in missing.stderr

@@ -168,7 +168,7 @@ def rtl(
     ] = Path(),
     as_json: JsonOption = False,
 ) -> None:
-    """Write the core of a machine as SystemVerilog: weight loader, sequencer and array."""
+    """Write a machine as SystemVerilog: controller, fetching of inputs, weight loader, array and output unit."""
     from mvq.cli import hardware
 
     hardware.rtl(arch, output, as_json=as_json)
@@ -223,7 +223,7 @@ def cosim(
 def synth(
     liberty: Annotated[Path, typer.Option("--liberty", help="Cell library, may be gzip.", metavar="FILE.lib")],
     arch: _ArchsOption = ["ews-16", "ews-cm-16", "ews-cms-16", "ews-p-16"],  # noqa: B006
-    top: Annotated[str, typer.Option("--top", help="mvq_core, or a module of it such as mvq_tile.")] = "mvq_core",
+    top: Annotated[str, typer.Option("--top", help="mvq_machine, or a module of it such as mvq_tile.")] = "mvq_machine",
     booth: Annotated[bool, typer.Option("--booth/--no-booth", help="Multipliers in Booth form.")] = True,
     as_json: JsonOption = False,
 ) -> None:

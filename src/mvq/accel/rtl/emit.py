@@ -13,7 +13,7 @@ from pathlib import Path
 from amaranth.hdl import ValueCastable
 from amaranth.lib.wiring import In
 
-from mvq.accel.rtl.core import Core
+from mvq.accel.rtl.machine import Machine
 from mvq.accel.rtl.parts import Parts
 from mvq.accel.rtl.registers import LATCHES_VERILOG
 from mvq.accel.spec import AcceleratorSpec
@@ -63,7 +63,7 @@ def verilog(spec: AcceleratorSpec) -> str:
     if faults := check(spec):
         raise ConfigError("\n".join(f"RTL of {spec.name!r}: {fault}" for fault in faults))
     parts = Parts()
-    parts.add(Core, spec)
+    parts.add(Machine, spec)
     with tempfile.TemporaryDirectory(dir=scratch()) as name:
         folder = Path(name)
         for i, text in enumerate(parts.texts.values()):
@@ -82,10 +82,10 @@ def verilog(spec: AcceleratorSpec) -> str:
 
 
 def port_table(spec: AcceleratorSpec) -> str:
-    """The ports of a core in Markdown: names, directions and bits."""
+    """The ports of a machine in Markdown: names, directions and bits."""
     lines = ["| port | direction | bits |", "|---|---|---|", "| `clk`, `rst` | in | 1 each |"]
-    core = Parts().add(Core, spec)
-    for path, member, value in core.signature.flatten(core):
+    machine = Parts().add(Machine, spec)
+    for path, member, value in machine.signature.flatten(machine):
         bits = len(value.as_value() if isinstance(value, ValueCastable) else value)
         lines.append(f"| `{'_'.join(map(str, path))}` | {'in' if member.flow == In else 'out'} | {bits} |")
     return "\n".join(lines)
@@ -94,7 +94,7 @@ def port_table(spec: AcceleratorSpec) -> str:
 def _header(spec: AcceleratorSpec) -> str:
     from mvq import __version__
 
-    lines = [f"// {spec.name}: core of a machine for networks compressed by masked vector quantization.", "//"]
+    lines = [f"// {spec.name}: a machine for networks compressed by masked vector quantization.", "//"]
     lines += [f"// Made by mvq {__version__} (mvq rtl) from this specification:"]
     text = "\n".join([*lines, *(f"//   {line}" for line in spec.to_toml().splitlines())])
     return f"{text}\n\n{_WAIVERS}\n"

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from mvq.accel.functional.words import StoredWeight, load_order, pack
 from mvq.accel.mapping import Extent, Mapping, Nest, nest, points_of
 from mvq.accel.rtl.column import ADDRESS_BITS
+from mvq.accel.rtl.controller import INPUT_BITS, PLACE_BITS
 from mvq.accel.rtl.loader import row_bits
 from mvq.accel.spec import AcceleratorSpec
 from mvq.accel.workload import Layer
@@ -94,6 +95,11 @@ def program(
     addresses = sum(_region(spec, layer, n, step) for step in steps if step.inputs == step.entry == 0)
     if addresses > 1 << ADDRESS_BITS:
         faults.append(f"it has {addresses} partial sums in a column, {ADDRESS_BITS} bits address fewer")
+    inputs = n.groups.n * -(-(layer.c_in // layer.groups) // spec.rows) * layer.in_size[0] * layer.in_size[1]
+    if inputs > 1 << INPUT_BITS:
+        faults.append(f"a row of the array has {inputs} inputs, {INPUT_BITS} bits address fewer")
+    if max(layer.in_size) + max(layer.padding) >= 1 << PLACE_BITS:
+        faults.append(f"its input is {layer.in_size} with padding {layer.padding}; sides stay below {1 << PLACE_BITS}")
     if faults:
         raise ConfigError("\n".join(f"layer {layer.name!r} on the RTL of {spec.name!r}: {fault}" for fault in faults))
     rest = (layer.c_out // layer.groups) % spec.cols

@@ -20,10 +20,10 @@ from amaranth.lib import data
 from numpy.typing import NDArray
 
 from mvq.accel.rtl.column import ADDRESS_BITS
+from mvq.accel.rtl.controller import INPUT_BITS, layer_layout, point_layout, shape_layout
 from mvq.accel.rtl.emit import verilog
 from mvq.accel.rtl.loader import storage_layout
 from mvq.accel.rtl.program import Program
-from mvq.accel.rtl.sequencer import block_layout
 from mvq.accel.spec import AcceleratorSpec
 from mvq.errors import MissingDependencyError, MvqError
 
@@ -79,7 +79,7 @@ class Simulation:
         options = ["--trace-vcd"] if self.trace else []
         environment = {**os.environ, "VERILATOR_ROOT": str(root)}
         _run(
-            [program, "--cc", "-O3", "--top", "mvq_core", "--Mdir", ".", "-Wno-lint", *options, "core.sv"],
+            [program, "--cc", "-O3", "--top", "mvq_machine", "--Mdir", ".", "-Wno-lint", *options, "core.sv"],
             folder,
             environment,
         )
@@ -117,10 +117,11 @@ class Simulation:
         """
         spec = self.spec
         storage = _words(storage_layout(spec), program.storage)
-        blocks = np.stack([_words(block_layout(spec), block) for block in program.blocks])
+        layer = _words(layer_layout(spec), program.layer)[None]
+        points = data.ArrayLayout(point_layout(), spec.rows)
         beats = np.frombuffer(program.words, np.uint8).reshape(-1, spec.weight_port_bits // 8)
         header = struct.pack(
-            "<QQ6I",
+            "<QQ9I4x",
             seed,
             most_cycles,
             round(256 * stalls),
@@ -129,19 +130,24 @@ class Simulation:
             spec.psum_bits,
             ADDRESS_BITS,
             program.addresses,
+            spec.rows,
+            INPUT_BITS,
+            program.banks.shape[1],
         )
         memory = np.zeros((spec.words_per_row, program.addresses, spec.d), np.int64)
-        content = [header, struct.pack("<I", storage.size), storage.tobytes(), *_stream(blocks)]
-        content += [*_stream(_to_words(beats)), *_stream(_to_words(program.activations.view(np.uint8)))]
+        content = [header]
+        for constant in (storage, _words(shape_layout(), program.shape), _words(points, program.points)):
+            content += [struct.pack("<I", constant.size), constant.tobytes()]
+        content += [*_stream(layer), *_stream(_to_words(beats)), program.banks.tobytes()]
         with tempfile.TemporaryDirectory(dir=self.program.parent) as name:
             folder = Path(name)
             (folder / "in").write_bytes(b"".join(content) + memory.tobytes())
             more = [str(waves.resolve())] if waves is not None else []
             _run([str(self.program.resolve()), "in", "out", *more], folder, dict(os.environ))
             result = (folder / "out").read_bytes()
-        cycle, cycles, n_blocks, n_beats, n_activations, overflow, fault = struct.unpack_from("<7Q", result)
-        given = {"blocks": len(blocks), "beats": len(beats), "activations": len(program.activations)}
-        taken = dict(zip(given, (n_blocks, n_beats, n_activations), strict=True))
+        cycle, cycles, n_layers, n_beats, n_steps, overflow, fault = struct.unpack_from("<7Q", result)
+        given = {"layers": 1, "beats": len(beats), "inputs": len(program.activations)}
+        taken = dict(zip(given, (n_layers, n_beats, n_steps), strict=True))
         if taken != given or fault or cycle >= most_cycles:
             raise MvqError(
                 f"RTL of {spec.name!r} stopped after {cycle} cycles with {taken} of {given}"
@@ -176,7 +182,7 @@ def lint(path: Path) -> str:
     """
     program, root = find_verilator()
     done = subprocess.run(
-        [program, "--lint-only", "-Wall", "--quiet", "--top", "mvq_core", str(path)],
+        [program, "--lint-only", "-Wall", "--quiet", "--top", "mvq_machine", str(path)],
         env={**os.environ, "VERILATOR_ROOT": str(root)},
         capture_output=True,
         text=True,
@@ -204,7 +210,7 @@ def _run(command: list[str], folder: Path, environment: dict[str, str]) -> None:
         raise MvqError(f"{Path(command[0]).name} failed (exit code {done.returncode}):\n{text}")
 
 
-def _words(layout: data.StructLayout, values: dict[str, Any]) -> NDArray[np.uint32]:
+def _words(layout: data.Layout, values: Any) -> NDArray[np.uint32]:
     """Fields as 32-bit words."""
     number = Const.cast(layout.const(values)).value
     n = -(-layout.size // 32)

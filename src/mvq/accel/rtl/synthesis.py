@@ -26,6 +26,10 @@ COMPONENTS = {
     "mvq_mask_table": "mask decoding",
     "mvq_sequencer": "sequencer",
     "mvq_core": "core control",
+    "mvq_controller": "controller",
+    "mvq_fetch": "fetch of inputs",
+    "mvq_output": "output unit",
+    "mvq_machine": "machine",
 }
 #: Module of register files.
 LATCHES = "mvq_latches"
@@ -82,17 +86,17 @@ class Synthesis:
 
     @property
     def total_um2(self) -> float:
-        """Of the core."""
+        """Of all that was mapped."""
         return sum(part.total_um2 for part in self.components)
 
 
-def synthesise(spec: AcceleratorSpec, liberty: Path, *, top: str = "mvq_core", booth: bool = True) -> Synthesis:
+def synthesise(spec: AcceleratorSpec, liberty: Path, *, top: str = "mvq_machine", booth: bool = True) -> Synthesis:
     """Map a machine to cells; areas are sums over cells, before placement, clock tree and wires.
 
     Args:
         spec: machine.
         liberty: cell library, may be gzip.
-        top: `mvq_core`, or a module in it, such as `mvq_tile`.
+        top: `mvq_machine`, or a module in it, such as `mvq_tile`.
         booth: multipliers in Booth form; otherwise as arrays of adders.
 
     Raises:

@@ -1,4 +1,4 @@
-// Drives a core with what a file says, and writes what it did to another: see mvq.accel.rtl.simulation.
+// Drives a machine with what a file says, and writes what it did to another: see mvq.accel.rtl.simulation.
 //
 // Streams may stall at random; once valid, an offer stands until it is taken. A read of a partial sum gives what was in
 // memory before the cycle's writes.
@@ -9,7 +9,7 @@
 #include <memory>
 #include <vector>
 
-#include "Vmvq_core.h"
+#include "Vmvq_machine.h"
 #include "verilated.h"
 #ifdef TRACE
 #include "verilated_vcd_c.h"
@@ -98,7 +98,7 @@ struct Stream {
 
 struct Header {
   uint64_t seed, most_cycles;
-  uint32_t stalls, tiles, lanes, psum_bits, address_bits, addresses;
+  uint32_t stalls, tiles, lanes, psum_bits, address_bits, addresses, rows, input_bits, inputs;
 };
 
 }  // namespace
@@ -106,67 +106,90 @@ struct Header {
 int main(int argc, char **argv) {
   if (argc < 3) return 2;
   auto context = std::make_unique<VerilatedContext>();
-  auto core = std::make_unique<Vmvq_core>(context.get());
+  auto machine = std::make_unique<Vmvq_machine>(context.get());
 #ifdef TRACE
   context->traceEverOn(true);
   VerilatedVcdC trace;
-  if (argc > 3) { core->trace(&trace, 99); trace.open(argv[3]); }
+  if (argc > 3) { machine->trace(&trace, 99); trace.open(argv[3]); }
 #endif
   File in(argv[1], "rb");
   Header h;
   in.read(&h, sizeof h);
   Random random{h.seed * 2 + 1};
-  uint32_t n_storage;
-  in.read(&n_storage, 4);
-  Words storage(n_storage + 2);
-  in.read(storage.data(), std::size_t(n_storage) * 4);
-  Stream blocks, words, activations;
-  blocks.load(in);
+  Words storage, shape, points;
+  for (Words *constant : {&storage, &shape, &points}) {
+    uint32_t n;
+    in.read(&n, 4);
+    constant->resize(n + 2);
+    in.read(constant->data(), std::size_t(n) * 4);
+  }
+  Stream layers, words;
+  layers.load(in);
   words.load(in);
-  activations.load(in);
+  // Inputs, a bank for each row of the array.
+  std::vector<int8_t> banks(std::size_t(h.rows) * h.inputs);
+  in.read(banks.data(), banks.size());
   // Partial sums of each tile: lanes of an address side by side.
   std::vector<int64_t> memory(std::size_t(h.tiles) * h.addresses * h.lanes);
   in.read(memory.data(), memory.size() * 8);
 
   const unsigned row = h.lanes * h.psum_bits;
   Words read_data((h.tiles * row + 31) / 32 + 2), results(read_data.size()), reads(h.tiles / 32 + 3), writes(reads.size());
+  Words asked((h.rows * (1 + h.input_bits) + 31) / 32 + 2), found((h.rows * 8 + 31) / 32 + 2);
+  uint64_t steps = 0;
+  bool granted = false;
   Words read_at((h.tiles * h.address_bits + 31) / 32 + 2), write_at(read_at.size());
   const int64_t sign = int64_t(1) << (h.psum_bits - 1);
   uint64_t cycle = 0, began = 0, last_write = 0, time = 0;
   bool started = false, fault = false;
-  put(core->storage, storage.data());
-  core->rst = 1;
+  put(machine->storage, storage.data());
+  put(machine->shape, shape.data());
+  put(machine->points, points.data());
+  machine->rst = 1;
   for (int i = 0; i < 2; ++i) {
-    core->clk = 0; core->eval();
-    core->clk = 1; core->eval();
+    machine->clk = 0; machine->eval();
+    machine->clk = 1; machine->eval();
   }
-  core->rst = 0;
+  machine->rst = 0;
   for (; cycle < h.most_cycles; ++cycle) {
-    core->blocks_valid = blocks.offer(random, h.stalls);
-    core->words_valid = words.offer(random, h.stalls);
-    core->activations_valid = activations.offer(random, h.stalls);
-    put(core->blocks_payload, blocks.item());
-    put(core->words_payload, words.item());
-    put(core->activations_payload, activations.item());
-    put(core->memory, read_data.data());
-    core->clk = 0;
-    core->eval();
+    machine->layer_valid = layers.offer(random, h.stalls);
+    machine->words_valid = words.offer(random, h.stalls);
+    machine->reads_ready = granted = !random.one_in_256(h.stalls);
+    put(machine->layer_payload, layers.item());
+    put(machine->words_payload, words.item());
+    put(machine->found, found.data());
+    put(machine->memory, read_data.data());
+    machine->clk = 0;
+    machine->eval();
 #ifdef TRACE
     if (argc > 3) trace.dump(time++);
 #endif
-    // A core that rests may take its last block in this cycle.
-    const bool over = started && cycle > began && core->resting && blocks.next == blocks.items;
-    if (core->blocks_valid && core->blocks_ready) {
-      if (!started) { started = true; began = cycle; }
-      blocks.taken();
+    // A machine that rests may take its last layer in this cycle; the first block follows in the next.
+    const bool over = started && cycle > began && machine->resting && layers.next == layers.items;
+    if (machine->layer_valid && machine->layer_ready) {
+      if (!started) { started = true; began = cycle + 1; }
+      layers.taken();
     }
-    if (core->words_valid && core->words_ready) words.taken();
-    if (core->activations_valid && core->activations_ready) activations.taken();
-    get(core->read, reads.data());
-    get(core->write, writes.data());
-    get(core->read_address, read_at.data());
-    get(core->write_address, write_at.data());
-    get(core->results, results.data());
+    if (machine->words_valid && machine->words_ready) words.taken();
+    if (machine->reads_valid && granted) {
+      ++steps;
+      get(machine->reads_payload, asked.data());
+      for (uint32_t row = 0; row < h.rows; ++row) {
+        // What was not asked for is anything.
+        uint64_t value = 0xa5;
+        if (asked[row / 32] >> (row % 32) & 1) {
+          const uint64_t at = field(asked, h.rows + uint64_t(row) * h.input_bits, h.input_bits);
+          if (at >= h.inputs) fault = true;
+          else value = uint8_t(banks[std::size_t(row) * h.inputs + at]);
+        }
+        set_field(found, row * 8, 8, value);
+      }
+    }
+    get(machine->read, reads.data());
+    get(machine->write, writes.data());
+    get(machine->read_address, read_at.data());
+    get(machine->write_address, write_at.data());
+    get(machine->results, results.data());
     for (uint32_t t = 0; t < h.tiles; ++t) {
       if (!(reads[t / 32] >> (t % 32) & 1)) continue;
       const uint64_t at = field(read_at, uint64_t(t) * h.address_bits, h.address_bits);
@@ -185,24 +208,24 @@ int main(int argc, char **argv) {
         memory[(std::size_t(t) * h.addresses + at) * h.lanes + lane] = int64_t(bits ^ uint64_t(sign)) - sign;
       }
     }
-    core->clk = 1;
-    core->eval();
+    machine->clk = 1;
+    machine->eval();
 #ifdef TRACE
     if (argc > 3) trace.dump(time++);
 #endif
     if (over) break;
   }
-  core->clk = 0;
-  core->eval();
+  machine->clk = 0;
+  machine->eval();
 #ifdef TRACE
   if (argc > 3) trace.close();
 #endif
   (void)time;
   File out(argv[2], "wb");
-  const uint64_t facts[7] = {cycle, last_write - began, blocks.next, words.next, activations.next,
-                             uint64_t(core->overflow), uint64_t(fault)};
+  const uint64_t facts[7] = {cycle, last_write - began, layers.next, words.next, steps,
+                             uint64_t(machine->overflow), uint64_t(fault)};
   out.write(facts, sizeof facts);
   out.write(memory.data(), memory.size() * 8);
-  core->final();
+  machine->final();
   return 0;
 }
