@@ -2,7 +2,7 @@
 
     uv run python -m benchmarks.hardware --liberty FILE.lib[.gz] [--liberty ...] [--sides 16 32 64] [--kinds ews ...]
 
-Yosys maps the core of each machine to the cells of each library (`mvq synth`). Rows go to `results/hardware_area.csv`;
+Yosys maps each machine to the cells of each library (`mvq synth`). Rows go to `results/hardware_area.csv`;
 those that are there stay unless `--force` is given. `docs/results-hardware.md` is made from them; without `--liberty`
 only that.
 """
@@ -26,12 +26,13 @@ PATH = RESULTS / "hardware_area.csv"
 REPORT = RESULTS.parents[1] / "docs" / "results-hardware.md"
 
 INTRODUCTION = """\
-# Area of the RTL
+# Area and energy of the RTL
 
-Made by `python -m benchmarks.hardware` from `benchmarks/results/hardware_area.csv`: the cores that `mvq rtl` writes,
+Made by `python -m benchmarks.hardware` from `hardware_area.csv` and `hardware_energy.csv` in
+`benchmarks/results`: the machines that `mvq rtl` writes,
 mapped by yosys to cell libraries without a constraint on time, all multipliers in Booth form unless the table says that
-none is. Sums over cells: before placement, clock tree and wires. L1, L2, fetching of activations and requantization are
-not in the core.
+none is. Sums over cells: before placement, clock tree and wires. The core is sequencer, loader and array; the machine
+has the controller, the fetching of inputs and the output unit besides. L1 and L2 are in neither.
 """
 RATIOS = """\
 The paper has 0.50 of EWS and 0.45 of EWS-CM for its sparse array at 64 x 64 (quoted, another flow and node); the goal
@@ -44,6 +45,8 @@ MODEL = """\
 `mvq.accel.cost.area` counts parts whose areas `benchmarks.cells` took from the same library, each synthesised alone;
 here without what the core does not have, and taken back from the table's node to the library's by the square of its
 length."""
+#: Components that are not in the core.
+OUTSIDE = ("controller", "fetch of inputs", "output unit", "machine")
 #: Levels of the model's areas; the registers of activations belong to what fetches them.
 IN_THE_CORE = ("array", "registers", "loader")
 #: The library that the model's parts come from, and its node.
@@ -130,10 +133,15 @@ def _array(parts: dict[str, float]) -> float:
     return sum(parts.get(name, 0.0) for name in ARRAY)
 
 
+def _core(parts: dict[str, float]) -> float:
+    return sum(area for name, area in parts.items() if name not in OUTSIDE)
+
+
 def _table(areas: dict[tuple[str, int, str], dict[str, float]]) -> str:
-    lines = ["| library | side | machine | array mm2 | core mm2 |", "|---|---|---|---|---|"]
+    lines = ["| library | side | machine | array mm2 | core mm2 | whole mm2 |", "|---|---|---|---|---|---|"]
     for (liberty, side, kind), parts in areas.items():
-        lines.append(f"| {liberty} | {side} | {kind} | {_array(parts):.3f} | {sum(parts.values()):.3f} |")
+        sizes = (_array(parts), _core(parts), sum(parts.values()))
+        lines.append(f"| {liberty} | {side} | {kind} | {' | '.join(f'{size:.3f}' for size in sizes)} |")
     return "\n".join(lines)
 
 
@@ -149,7 +157,7 @@ def _ratios(areas: dict[tuple[str, int, str], dict[str, float]]) -> str:
                 if other is None or kind in ("ews", "ews-cm")
                 else [
                     f"{_array(parts) / _array(other):.3f}",
-                    f"{sum(parts.values()) / sum(other.values()):.3f}",
+                    f"{_core(parts) / _core(other):.3f}",
                 ]
             )
         if any(cells):
@@ -180,7 +188,7 @@ def _modelled(areas: dict[tuple[str, int, str], dict[str, float]]) -> str:
         chosen = [
             e for e in entries if e.level in ("array", "registers", "loader") and not e.what.startswith("activations")
         ]
-        modelled, found = scale * sum(e.count * e.um2 for e in chosen) * 1e-6, sum(parts.values())
+        modelled, found = scale * sum(e.count * e.um2 for e in chosen) * 1e-6, _core(parts)
         lines.append(f"| {kind}-{side} | {found:.3f} | {modelled:.3f} | {100 * (modelled / found - 1):+.1f} |")
     return "\n".join(lines)
 

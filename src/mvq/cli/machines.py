@@ -14,7 +14,7 @@ app = typer.Typer()
 _DATA = DataOptions()
 _ARCHES = ("ws-64", "ews-64", "ews-nm-64", "ews-c-64", "ews-cm-64", "ews-cms-64", "ews-p-64")
 _MachineTable = Annotated[
-    str, typer.Option("--table", help="Costs: cited, published, or a TOML file.", metavar="TABLE")
+    str, typer.Option("--table", help="Costs: cited, published, gates, or a TOML file.", metavar="TABLE")
 ]
 _NetworkFile = Annotated[
     Path,

@@ -112,16 +112,11 @@ def datapath(
         table: costs.
         tile: kind of tile, whose own rows come before those of the same name without it.
     """
-
-    def row(part: str) -> Row:
-        own = (f"{part}_{tile}", "energy")
-        return table.rows[own] if own in table.rows else table.get(part, "energy")
-
-    yield entry("array", "multiplications", active, row("multiply"))
-    yield entry("array", "additions", active, table.get("add", "energy"))
+    yield entry("array", "multiplications", active, _row(table, "multiply", tile))
+    yield entry("array", "additions", active, _row(table, "add", tile))
     if ("flip_flop_bit", "energy") in table.rows:
         yield entry("array", "pipeline bits", pipeline_bits, table.get("flip_flop_bit", "energy"))
-    yield entry("registers", "weights", actions.wrf_reads + actions.wrf_writes, row("wrf_access"))
+    yield entry("registers", "weights", actions.wrf_reads + actions.wrf_writes, _row(table, "wrf_access", tile))
     yield entry("registers", "activations", actions.arf_reads + actions.arf_writes, table.get("arf_access", "energy"))
     yield entry("registers", "partial sums", actions.prf_accesses, table.get("prf_access", "energy"))
 
@@ -138,8 +133,15 @@ def _measured_alone(
         "weight_load": ("loader", "weights loaded", actions.wrf_writes),
     }
     for part, (level, what, count) in counts.items():
-        if (part, "energy") in table.rows and count:
-            yield entry(level, what, count, table.get(part, "energy"))
+        own = (f"{part}_{spec.tile}", "energy")
+        if count and ((part, "energy") in table.rows or own in table.rows):
+            yield entry(level, what, count, _row(table, part, spec.tile))
+
+
+def _row(table: CostTable, part: str, tile: str) -> Row:
+    """The row of a part of a kind of tile, or that of any."""
+    own = (f"{part}_{tile}", "energy")
+    return table.rows[own] if own in table.rows else table.get(part, "energy")
 
 
 def _codebook(spec: AcceleratorSpec, actions: Actions, seconds: float, table: CostTable) -> Iterator[Entry]:

@@ -17,7 +17,7 @@ from typing import Any
 from mvq.accel.cost.scaling import area_factor, energy_factor
 from mvq.errors import ConfigError, FileError
 
-TABLES = ("cited", "published", "cells")
+TABLES = ("cited", "published", "cells", "gates")
 _UNITS = {"energy": {"pJ": 1.0, "fJ": 1e-3}, "area": {"um2": 1.0, "mm2": 1e6}, "leakage": {"mW": 1.0, "uW": 1e-3}}
 _KEYS = ("part", "kind", "value", "unit", "node_nm", "voltage", "per", "conditions", "source")
 _MEMORY_KEYS = ("kib", "width_bits", "read_pj", "write_pj", "leak_mw", "area_mm2")
