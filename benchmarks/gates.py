@@ -18,23 +18,15 @@ import functools
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
+from typing import Any, Literal, cast
 
 import mvq
 from benchmarks.networks import REGISTRY
 from benchmarks.table import RESULTS, write_csv
-from mvq.accel.functional import Machine, run_layer
-from mvq.accel.mapping import Mapping
-from mvq.accel.network.execute import execute
-from mvq.accel.network.graph import Conv, IntegerNetwork, Node
-from mvq.accel.rtl.gates.netlist import Netlist
-from mvq.accel.rtl.gates.run import Activity, run
-from mvq.accel.rtl.gates.timing import analyse
-from mvq.accel.rtl.program import program, sums
-from mvq.accel.rtl.synthesis import component_of, netlist
-from mvq.accel.spec import AcceleratorSpec, preset
+from mvq.accel.functional import Machine
+from mvq.accel.network.graph import IntegerNetwork
+from mvq.accel.rtl.gates.measure import Measured, measure
+from mvq.accel.spec import preset
 from mvq.errors import MvqError
 from mvq.recipe import Recipe
 
@@ -42,10 +34,6 @@ PATH = RESULTS / "hardware_energy.csv"
 RUNS = ("ews:dense", "ews:masked", "ews-cms:masked", "ews-p:packed")
 #: By rows of the array: a layer that has as many input channels.
 LAYERS = {16: "layer2.0.conv2", 64: "layer3.1.conv1"}
-#: 300 MHz, where the library is fast enough for it.
-PERIOD_NS = 10 / 3
-#: Of the longest path, that a slower library is given.
-MARGIN = 1.1
 
 
 @functools.cache
@@ -64,95 +52,29 @@ def network(weights: Literal["dense", "masked", "packed"]) -> IntegerNetwork:
     return mvq.integer_network(model, images)
 
 
-def input_of(machine: Machine, name: str) -> np.ndarray[Any, Any]:
-    """What a layer sees of the first image."""
-    image = next(iter(REGISTRY["resnet20"].data(split="val", limit=1, batch_size=1)))[0].numpy()
-    found: list[np.ndarray[Any, Any]] = []
-
-    def compute(node: Node, inputs: list[np.ndarray[Any, Any]], integers: IntegerNetwork) -> np.ndarray[Any, Any]:
-        if isinstance(node, Conv) and node.layer == name:
-            found.append(inputs[0][0])
-        return machine.compute(node, inputs, integers)
-
-    execute(machine.network, image, keep=machine.network.outputs, compute=compute)
-    return found[0]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Measured:
-    """A layer on gates."""
-
-    spec: AcceleratorSpec
-    mapping: Mapping
-    gates: Netlist
-    activity: Activity
-    ns: float
-    longest_ns: float
-    zeros: float
-    density: float
-    dense_macs: int
-    sums: int
-
-
-def measure(spec: AcceleratorSpec, weights: Any, name: str, liberty: Path, *, booth: bool) -> Measured:
-    """Run a layer on the gates of a machine.
-
-    Raises:
-        MvqError: if a partial sum differs from the functional view's.
-    """
-    machine = Machine(network(weights), spec)
-    layer, mapping, stored = machine.layers[name], machine.mappings[name], machine.stored[name]
-    ifmap = input_of(machine, name)
-    work = program(spec, layer, mapping, stored, ifmap)
-    wanted = run_layer(spec, layer, mapping, stored, work.stream, ifmap[None]).psums[0]
-    gates = netlist(spec, liberty, booth=booth)
-    longest = analyse(gates).longest
-    ns = PERIOD_NS if longest * MARGIN < PERIOD_NS else longest * MARGIN
-    activity = run(spec, gates, work, ns=ns)
-    wrong = int((sums(spec, layer, mapping, activity.memory) != wanted).sum())
-    if wrong:
-        raise MvqError(f"{wrong} of {wanted.size} partial sums of {name} on the gates of {spec.name} are wrong")
-    return Measured(
-        spec=spec,
-        mapping=mapping,
-        gates=gates,
-        activity=activity,
-        ns=ns,
-        longest_ns=longest,
-        zeros=float((work.activations == 0).mean()),
-        density=float((machine.network.codes[name] != 0).mean()),
-        dense_macs=layer.dense_macs,
-        sums=wanted.size,
-    )
-
-
 def rows(one: Measured, key: dict[str, Any], seconds: float) -> list[dict[str, Any]]:
     """One a component."""
-    done, parts = one.activity, [component_of(path) for path in one.gates.modules]
-    of_cell = np.array([done.components.index(part) for part in parts])[one.gates.module]
-    areas = np.bincount(of_cell, np.array([cell.area for cell in one.gates.kinds])[one.gates.kind])
     stated = {
-        "period_ns": f"{one.ns:.3f}",
+        "period_ns": f"{one.period_ns:.3f}",
         "longest_path_ns": f"{one.longest_ns:.3f}",
-        "cycles": len(done.energy),
-        "steps": one.dense_macs // (one.spec.rows * one.spec.cols),
-        "words": int(done.taken[:, 1].sum()),
+        "cycles": one.cycles,
+        "words": one.words,
         "dense_macs": one.dense_macs,
-        "zero_activations": f"{one.zeros:.4f}",
-        "nonzero_weights": f"{one.density:.4f}",
+        "zero_activations": f"{one.zero_activations:.4f}",
+        "nonzero_weights": f"{one.nonzero_weights:.4f}",
         "sums_equal": one.sums,
     }
     return [
         {
             **key,
             **stated,
-            "component": part,
-            "um2": f"{areas[i]:.1f}",
-            "energy_pj": f"{done.energy[:, i].sum() * 1e-3:.2f}",
-            "leakage_pj": f"{done.leakage[i] * one.ns * len(done.energy) * 1e-6:.2f}",
+            "component": part.name,
+            "um2": f"{part.um2:.1f}",
+            "energy_pj": f"{part.energy_pj:.2f}",
+            "leakage_pj": f"{part.leakage_pj:.2f}",
             "seconds": f"{seconds:.0f}",
         }
-        for i, part in enumerate(done.components)
+        for part in one.parts
     ]
 
 
@@ -190,14 +112,14 @@ def main(argv: Sequence[str] | None = None) -> None:
                     continue
                 start = time.perf_counter()
                 spec = dataclasses.replace(preset(f"{kind}-16"), rows=height, name=f"{kind}-{height}x16")
-                found = measure(spec, weights, LAYERS[height], liberty, booth=not args.no_booth)
+                machine = Machine(network(cast(Any, weights)), spec)
+                image = next(iter(REGISTRY["resnet20"].data(split="val", limit=1, batch_size=1)))[0].numpy()
+                found = measure(machine, LAYERS[height], image, liberty, booth=not args.no_booth)
                 seconds = time.perf_counter() - start
-                written = rows(found, key, seconds)
-                write_csv(PATH, [*others, *written])
-                total = sum(float(row["energy_pj"]) for row in written)
+                write_csv(PATH, [*others, *rows(found, key, seconds)])
                 print(
                     f"{name} {spec.name} {weights}, Booth {not args.no_booth}: {found.sums} sums equal, "
-                    f"{total / found.dense_macs:.4f} pJ a dense MAC, {seconds:.0f} s",
+                    f"{found.energy_pj / found.dense_macs:.4f} pJ a dense MAC, {seconds:.0f} s",
                     flush=True,
                 )
     TABLE.write_text(table(measured()), encoding="utf-8")

@@ -11,15 +11,21 @@ from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import gates
 from benchmarks.table import RESULTS, write_csv
-from mvq.accel.cost import CostTable, area
+from mvq.accel.cost import CostTable, area, energy
+from mvq.accel.cost.scaling import energy_factor
+from mvq.accel.cycle import run_network
 from mvq.accel.rtl.synthesis import ARRAY, Synthesis, synthesise
 from mvq.accel.spec import preset
+from mvq.accel.workload import Layer
+from mvq.patterns import Pattern
 
 KINDS = ("ws", "ews", "ews-nm", "ews-c", "ews-cm", "ews-cms", "ws-cms", "ews-p")
 PATH = RESULTS / "hardware_area.csv"
@@ -51,6 +57,25 @@ OUTSIDE = ("controller", "fetch of inputs", "output unit", "machine")
 IN_THE_CORE = ("array", "registers", "loader")
 #: The library that the model's parts come from, and its node.
 MODELLED, LIBRARY_NM = "nangate45_typ", 45.0
+ENERGY = """\
+A 3x3 convolution of ResNet-20 with its image on the gates of a core of H rows and 16 columns (`benchmarks.gates`):
+every change of every net with the delays of its gates, so that glitches count, priced by the library; every partial sum
+is the functional view's. Register files, clock gates and clock pins are in, wires, clock tree and what lies outside
+the core are not. `dense` weights are those of the network as it was trained, `masked` and `packed` are pruned 4:16 and
+clustered; a dense tile computes the masked weights with their zeros. Energy is that of switching, over the products of
+the unpruned convolution; about half of the activations are zero and gate their row in all machines."""
+ENERGY_BOUND = """\
+Over the unpruned network the sparse tile takes less than half of the energy at H = 16. On the same masked weights the
+goal of one half is not met, and cannot be: both tiles compute the same products that are not zero and add the same
+sums, and a zero weight costs a dense tile little. Adder trees, partial sums and control are the same in both; the last
+column says what would be left if the rows of the sparse tile, with their weights, took nothing. Multipliers decide
+what a zero costs: those in Booth form recode the activation whatever the weight, arrays of adders stay still. Tried:
+operands held in registers behind the weights (fewer glitches in array multipliers, more energy in Booth ones, 4% more
+area), trees with registers after every second, third, fourth and sixth level (the fourth takes least), read ports as
+trees of multiplexers instead of gates with decoded addresses (five times the energy of reading weights)."""
+MODELLED_ENERGY = """\
+The cost table `gates` is made from the runs of H = 64 in Booth form. Here it prices what the models count for the other
+layer and array, without inputs and memories, beside what its gates took:"""
 REST = """\
 ## What bounds it
 
@@ -125,7 +150,10 @@ def report(found: Sequence[dict[str, Any]]) -> str:
         place[row["component"]] = float(row["total_um2"]) * 1e-6
     lines = [INTRODUCTION, "## Arrays and cores", "", _table(areas), "", "## Ratios", "", RATIOS, "", _ratios(areas)]
     lines += ["", "## By component", "", COMPONENTS, "", _components(areas)]
-    lines += ["", "## Beside the model", "", MODEL, "", _modelled(areas), "", REST]
+    lines += ["", "## Energy", "", ENERGY, "", _energies(gates.measured()), "", _energy_parts(gates.measured())]
+    lines += ["", ENERGY_BOUND]
+    lines += ["", "## Beside the model", "", MODEL, "", _modelled(areas), "", MODELLED_ENERGY, ""]
+    lines += [_modelled_energy(gates.measured()), "", REST]
     return "\n".join(lines)
 
 
@@ -177,6 +205,57 @@ def _components(areas: dict[tuple[str, int, str], dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
+Key = tuple[str, str, int, str, str]
+
+
+def _by_run(found: Sequence[dict[str, Any]]) -> dict[Key, dict[str, float]]:
+    """Picojoules a product of the unpruned layer, by component, of each run."""
+    runs: dict[Key, dict[str, float]] = {}
+    for row in found:
+        key = row["liberty"], row["booth"], int(row["rows"]), row["kind"], row["weights"]
+        runs.setdefault(key, {})[row["component"]] = float(row["energy_pj"]) / int(row["dense_macs"])
+    order = {name: i for i, name in enumerate(gates.RUNS)}
+    return dict(
+        sorted(runs.items(), key=lambda item: (*item[0][:1], item[0][1] != "True", order[":".join(item[0][3:])]))
+    )
+
+
+def _energies(found: Sequence[dict[str, Any]]) -> str:
+    runs = _by_run(found)
+    lines = [
+        "| library | multipliers | H | machine | weights | pJ a product | / `ews` dense | / `ews` masked | bound |"
+    ]
+    lines.append("|---|---|---|---|---|---|---|---|---|")
+    for (liberty, booth, rows, kind, weights), parts in sorted(runs.items(), key=lambda item: item[0][2]):
+        total, cells = sum(parts.values()), []
+        for base in ("dense", "masked"):
+            other = runs.get((liberty, booth, rows, "ews", base))
+            same = kind == "ews" and (weights == base or base == "masked")
+            cells.append("" if other is None or same else f"{total / sum(other.values()):.3f}")
+        other = runs.get((liberty, booth, rows, "ews", "masked"))
+        rest = total - parts["tile rows"] - parts["tile rows: registers"]
+        cells.append("" if other is None or kind == "ews" else f"{rest / sum(other.values()):.3f}")
+        form = "Booth" if booth == "True" else "arrays"
+        lines.append(f"| {liberty} | {form} | {rows} | {kind} | {weights} | {total:.3f} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _energy_parts(found: Sequence[dict[str, Any]]) -> str:
+    runs = {key: parts for key, parts in _by_run(found).items() if key[0] == MODELLED}
+    lines = []
+    for rows, booth in sorted({(key[2], key[1]) for key in runs}, reverse=True):
+        chosen = {key[3:]: parts for key, parts in runs.items() if (key[2], key[1]) == (rows, booth)}
+        names = list(dict.fromkeys(name for parts in chosen.values() for name in parts))
+        form = "Booth" if booth == "True" else "arrays"
+        heads = " | ".join(f"{kind}, {weights}" for kind, weights in chosen)
+        lines += [f"| fJ a product, H = {rows}, {form} | {heads} |", "|---|" + "---|" * len(chosen)]
+        for name in names:
+            cells = (f"{1e3 * parts[name]:.1f}" if name in parts else "" for parts in chosen.values())
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
 def _modelled(areas: dict[tuple[str, int, str], dict[str, float]]) -> str:
     table = CostTable.load("cited")
     scale = (LIBRARY_NM / table.node_nm) ** 2
@@ -185,11 +264,47 @@ def _modelled(areas: dict[tuple[str, int, str], dict[str, float]]) -> str:
         if liberty != MODELLED:
             continue
         entries = area(preset(f"{kind}-{side}"), table).entries
-        chosen = [
-            e for e in entries if e.level in ("array", "registers", "loader") and not e.what.startswith("activations")
-        ]
+        chosen = [e for e in entries if e.level in IN_THE_CORE and not e.what.startswith("activations")]
         modelled, found = scale * sum(e.count * e.um2 for e in chosen) * 1e-6, _core(parts)
         lines.append(f"| {kind}-{side} | {found:.3f} | {modelled:.3f} | {100 * (modelled / found - 1):+.1f} |")
+    return "\n".join(lines)
+
+
+def _modelled_energy(found: Sequence[dict[str, Any]]) -> str:
+    table = CostTable.load("gates")
+    scale = energy_factor(gates.NODE_NM, gates.VOLTAGE, table.node_nm, table.voltage)
+    lines = ["| machine, weights | gates pJ a product | modelled pJ a product | difference % |", "|---|---|---|---|"]
+    for (liberty, booth, rows, kind, weights), parts in _by_run(found).items():
+        if (liberty, booth, rows) != (MODELLED, "True", min(gates.LAYERS)):
+            continue
+        (zeros,) = {
+            float(row["zero_activations"])
+            for row in found
+            if [row[key] for key in ("liberty", "booth", "rows", "kind", "weights")]
+            == [liberty, booth, str(rows), kind, weights]
+        }
+        # The models know of zero weights in a dense tile by its masks.
+        zeros_known = "ews-cm" if kind == "ews" and weights != "dense" else kind
+        spec = dataclasses.replace(preset(f"{zeros_known}-16"), rows=rows)
+        pattern = Pattern(1, 1) if weights == "dense" else Pattern(4, 16)
+        index_bits = None if weights == "dense" else 9
+        layer = Layer(
+            name="layer",
+            c_in=32,
+            c_out=32,
+            kernel=(3, 3),
+            padding=(1, 1, 1, 1),
+            in_size=(16, 16),
+            compressed=weights != "dense",
+            pattern=pattern,
+            index_bits=index_bits,
+        )
+        bill = energy(run_network(spec, [layer]), table, activation_zeros=zeros)
+        left_out = {"activations", *(["codeword values"] if kind == "ews" else [])}
+        counted = [e for e in bill.entries if e.level in IN_THE_CORE and e.what not in left_out]
+        modelled = sum(e.total_pj for e in counted) / scale / layer.dense_macs
+        total = sum(parts.values())
+        lines.append(f"| {kind}, {weights} | {total:.3f} | {modelled:.3f} | {100 * (modelled / total - 1):+.1f} |")
     return "\n".join(lines)
 
 

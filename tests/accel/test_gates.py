@@ -404,7 +404,7 @@ def test_a_layer_on_the_gates_of_a_core(kind):
     _, stored, stream, ifmap = prepared(spec, layer, mapping, 5)
     work = program(spec, layer, mapping, stored, ifmap[0])
     wanted = run_layer(spec, layer, mapping, stored, stream, ifmap).psums[0]
-    gates = netlist(spec, CELLS)
+    gates = netlist(spec, CELLS, top="mvq_core")
     # The cells of this library are slow.
     found = run(spec, gates, work, ns=20.0)
     assert found.ended

@@ -52,8 +52,18 @@ def test_cosim(mvq, machine: Path, rtl_folder: Path) -> None:
     assert all(row["wrong"] == 0 and row["cycles"] == row["modelled"] > 0 for row in rows)
     stalled = mvq(*command, "--stalls", 0.5, "--layer", rows[1]["layer"])
     assert stalled.exit_code == 0, stalled.output
+    on_gates = mvq(*command, "--layer", rows[1]["layer"], "--liberty", CELLS, "--json")
+    assert on_gates.exit_code == 0, on_gates.output
+    spent = json.loads(on_gates.stdout)[0]["gates"]
+    assert spent["sums"] == rows[1]["sums"]
+    assert spent["cycles"] > rows[1]["cycles"]
+    assert spent["period_ns"] == pytest.approx(1.1 * spent["longest_ns"])
+    assert {"tile rows", "adder trees", "codebook"} <= {part["name"] for part in spent["parts"]}
+    shown = mvq(*command, "--layer", rows[1]["layer"], "--liberty", CELLS)
+    assert "tile rows: registers" in shown.stdout
     for more, fault in (
         (("--layer", "none"), "--layer 'none' is not one of "),
+        (("--liberty", CELLS), "--liberty is for one layer; name it with --layer"),
         (("--waves", "w.vcd"), "--waves is for one layer; name it with --layer"),
         (("--waves", "none/w.vcd", "--layer", rows[0]["layer"]), "--waves 'none/w.vcd': there is no folder"),
     ):

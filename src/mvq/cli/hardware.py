@@ -48,6 +48,7 @@ def cosim(
     stalls: float,
     seed: int,
     waves: Path | None,
+    liberty: Path | None,
     build: Path,
     as_json: bool,
 ) -> None:
@@ -61,6 +62,8 @@ def cosim(
         check_folder(waves, "--waves")
         if len(layers) != 1:
             raise ConfigError("--waves is for one layer; name it with --layer")
+    if liberty is not None and len(layers) != 1:
+        raise ConfigError("--liberty is for one layer; name it with --layer")
     network = load_network(file)
     machine = Machine(network, machine_of(arch))
     if unknown := [name for name in layers if name not in machine.layers]:
@@ -80,8 +83,13 @@ def cosim(
         seed=seed,
         waves=waves,
     )
+    spent = None
+    if liberty is not None and found[0].why_not == "":
+        note(f"mvq: running {layers[0]} on the gates of {machine.spec.name}")
+        spent = _amaranth("gates.measure").measure(machine, layers[0], images[0].numpy()[:1], liberty)
     if as_json:
-        print_json([dataclasses.asdict(one) for one in found])
+        rows = [dataclasses.asdict(one) for one in found]
+        print_json(rows if spent is None else [rows[0] | {"gates": dataclasses.asdict(spent)}])
     else:
         columns = [("layer", "<"), ("partial sums", ">"), ("differ", ">"), ("cycles", ">"), ("modelled", ">")]
         table = make_table(f"{file.name} on {machine.spec.name}, RTL beside models", [*columns, ("not run", "<")])
@@ -89,8 +97,27 @@ def cosim(
             numbers = (one.sums, one.wrong, one.cycles, one.modelled)
             table.add_row(one.layer, *(f"{n:,}" if one.why_not == "" else "" for n in numbers), one.why_not)
         console().print(table)
+        if spent is not None:
+            _energy(spent, liberty)
     if any(one.wrong or (stalls == 0 and one.cycles != one.modelled) for one in found):
         raise MvqError("RTL and models differ")
+
+
+def _energy(one: Any, liberty: Path | None) -> None:
+    columns = [(name, "<" if i == 0 else ">") for i, name in enumerate(("part", "um2", "pJ", "share %", "leakage pJ"))]
+    title = f"{one.layer} on gates of {liberty}, {1e3 / one.period_ns:.0f} MHz, without wires and clock tree"
+    table = make_table(title, columns)
+    for part in one.parts:
+        values = (part.um2, part.energy_pj, 100 * part.energy_pj / one.energy_pj, part.leakage_pj)
+        table.add_row(part.name, *(number(value, ".1f") for value in values))
+    leakage, um2 = sum(part.leakage_pj for part in one.parts), sum(part.um2 for part in one.parts)
+    table.add_row("core", *(number(value, ".1f") for value in (um2, one.energy_pj, 100.0, leakage)))
+    console().print(table)
+    console().print(
+        f"{one.energy_pj / one.dense_macs:.4f} pJ for each of {one.dense_macs:,} multiply-accumulates with pruned ones; "
+        f"{100 * one.zero_activations:.0f}% of activations and {100 - 100 * one.nonzero_weights:.0f}% of weights "
+        f"are zero; longest path {one.longest_ns:.2f} ns"
+    )
 
 
 def synth(archs: Sequence[str], liberty: Path, *, top: str, booth: bool, as_json: bool) -> None:

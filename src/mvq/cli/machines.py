@@ -177,7 +177,8 @@ def rtl(
 @app.command(
     "cosim",
     epilog="[bold]Examples[/bold]\n\nmvq cosim r18-int8.mvq --arch ews-cms-16 --data imagenet/\n\n"
-    "mvq cosim r18-int8.mvq --data imagenet/ --layer layer1.0.conv1 --stalls 0.3 --waves conv1.vcd",
+    "mvq cosim r18-int8.mvq --data imagenet/ --layer layer1.0.conv1 --stalls 0.3 --waves conv1.vcd\n\n"
+    "mvq cosim r18-int8.mvq --data imagenet/ --layer layer1.0.conv1 --liberty cells.lib.gz",
 )
 @grouped
 def cosim(
@@ -196,6 +197,10 @@ def cosim(
     build: Annotated[
         Path, typer.Option("--build", help="Folder for compiled simulators, used again.", metavar="FOLDER")
     ] = Path("build/rtl"),
+    liberty: Annotated[
+        Path | None,
+        typer.Option("--liberty", help="Run one layer on gates of this library, too: energy.", metavar="FILE.lib"),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run an image through the RTL and compare every partial sum and every cycle with the models."""
@@ -211,6 +216,7 @@ def cosim(
         stalls=stalls,
         seed=seed,
         waves=waves,
+        liberty=liberty,
         build=build,
         as_json=as_json,
     )

@@ -117,17 +117,28 @@ def cosim_network(
         MvqError: as `cosim`.
     """
     found = []
+    for name, ifmap in inputs_of(machine, image, layers).items():
+        layer, mapping, stored = machine.layers[name], machine.mappings[name], machine.stored[name]
+        if faults := check_layer(simulation.spec, layer, stored):
+            found.append(Compared(layer=name, why_not="; ".join(faults)))
+        else:
+            found.append(cosim(simulation, layer, mapping, stored, ifmap, stalls=stalls, seed=seed, waves=waves))
+    return found
+
+
+def inputs_of(machine: Machine, image: NDArray[np.floating], layers: Sequence[str]) -> dict[str, NDArray[np.int8]]:
+    """What layers see of an image: `(C, H, W)` by name, in the order they run.
+
+    Args:
+        machine: network and machine.
+        image: `(1, C, H, W)`.
+        layers: by name.
+    """
+    found: dict[str, NDArray[np.int8]] = {}
 
     def compute(node: Node, inputs: list[NDArray[Any]], network: IntegerNetwork) -> NDArray[Any]:
         if isinstance(node, Conv | Linear) and node.layer in layers:
-            name = node.layer
-            layer, stored = machine.layers[name], machine.stored[name]
-            ifmap = inputs[0][0] if isinstance(node, Conv) else inputs[0][0][:, None, None]
-            if faults := check_layer(simulation.spec, layer, stored):
-                found.append(Compared(layer=name, why_not="; ".join(faults)))
-            else:
-                mapping = machine.mappings[name]
-                found.append(cosim(simulation, layer, mapping, stored, ifmap, stalls=stalls, seed=seed, waves=waves))
+            found[node.layer] = inputs[0][0] if isinstance(node, Conv) else inputs[0][0][:, None, None]
         return machine.compute(node, inputs, network)
 
     execute(machine.network, image, keep=machine.network.outputs, compute=compute)

@@ -210,7 +210,7 @@ def _run(command: list[str], folder: Path, environment: dict[str, str]) -> None:
         raise MvqError(f"{Path(command[0]).name} failed (exit code {done.returncode}):\n{text}")
 
 
-def _words(layout: data.Layout, values: Any) -> NDArray[np.uint32]:
+def _words(layout: data.StructLayout | data.ArrayLayout, values: Any) -> NDArray[np.uint32]:
     """Fields as 32-bit words."""
     number = Const.cast(layout.const(values)).value
     n = -(-layout.size // 32)

@@ -109,7 +109,7 @@ def synthesise(spec: AcceleratorSpec, liberty: Path, *, top: str = "mvq_machine"
     return _counted(spec, liberty, top, booth, {_plain(key): value for key, value in report["modules"].items()})
 
 
-def netlist(spec: AcceleratorSpec, liberty: Path, *, top: str = "mvq_core", booth: bool = True) -> Netlist:
+def netlist(spec: AcceleratorSpec, liberty: Path, *, top: str, booth: bool = True) -> Netlist:
     """Map a machine to cells, as `synthesise` does, and take its netlist.
 
     Raises:
