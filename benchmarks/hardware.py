@@ -80,10 +80,10 @@ MODELLED_ENERGY = """\
 The cost table `gates` is made from the runs of H = 64 in Booth form. Here it prices what the models count for the other
 layer and array, without inputs and memories, beside what its gates took:"""
 NETWORK = """\
-ResNet-18 at 224 x 224 on arrays of 64 x 64, modelled, half of the activations zero, DRAM left out: what it takes with the
-table `cited`, from sources that know nothing of these machines, and with `gates` (`mvq compare --table gates`). The array
-is multipliers, adders and control with their registers and the loader; memories are the same in both tables. `ews` has
-the unpruned weights."""
+ResNet-18 at 224 x 224 on arrays of 64 x 64, modelled, half of the activations zero, DRAM left out: what it takes with
+the table `cited`, from sources that know nothing of these machines, and with `gates` (`mvq compare --table gates`). The
+array is multipliers, adders and control with their registers and the loader; memories are the same in both tables.
+`ews` has the unpruned weights."""
 REST = """\
 ## What bounds it
 

@@ -114,7 +114,7 @@ def _energy(one: Any, liberty: Path | None) -> None:
     table.add_row("core", *(number(value, ".1f") for value in (um2, one.energy_pj, 100.0, leakage)))
     console().print(table)
     console().print(
-        f"{one.energy_pj / one.dense_macs:.4f} pJ for each of {one.dense_macs:,} multiply-accumulates with pruned ones; "
+        f"{one.energy_pj / one.dense_macs:.4f} pJ each of {one.dense_macs:,} multiply-accumulates, pruned ones too; "
         f"{100 * one.zero_activations:.0f}% of activations and {100 - 100 * one.nonzero_weights:.0f}% of weights "
         f"are zero; longest path {one.longest_ns:.2f} ns"
     )
