@@ -3,8 +3,8 @@
     uv run python -m benchmarks.hardware --liberty FILE.lib[.gz] [--liberty ...] [--sides 16 32 64] [--kinds ews ...]
 
 Yosys maps each machine to the cells of each library (`mvq synth`). Rows go to `results/hardware_area.csv`;
-those that are there stay unless `--force` is given. `docs/results-hardware.md` is made from them; without `--liberty`
-only that.
+those that are there stay unless `--force` is given. `--sram FILE.lib` adds what a library says of its memories to
+`results/hardware_sram.csv`. `docs/results-hardware.md` is made from them; without `--liberty` and `--sram` only that.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from benchmarks.table import RESULTS, write_csv
 from mvq.accel.cost import CostTable, area, energy
 from mvq.accel.cost.scaling import energy_factor
 from mvq.accel.cycle import run_network
+from mvq.accel.rtl.gates.liberty import read_library
 from mvq.accel.rtl.synthesis import ARRAY, Synthesis, synthesise
 from mvq.accel.shapes import shapes_of
 from mvq.accel.spec import preset
@@ -31,7 +33,7 @@ from mvq.accel.workload import Layer
 from mvq.patterns import Pattern
 
 KINDS = ("ws", "ews", "ews-nm", "ews-c", "ews-cm", "ews-cms", "ws-cms", "ews-p")
-PATH = RESULTS / "hardware_area.csv"
+PATH, SRAM = RESULTS / "hardware_area.csv", RESULTS / "hardware_sram.csv"
 REPORT = RESULTS.parents[1] / "docs" / "results-hardware.md"
 
 INTRODUCTION = """\
@@ -84,6 +86,10 @@ ResNet-18 at 224 x 224 on arrays of 64 x 64, modelled, half of the activations z
 the table `cited`, from sources that know nothing of these machines, and with `gates` (`mvq compare --table gates`). The
 array is multipliers, adders and control with their registers and the loader; memories are the same in both tables.
 `ews` has the unpruned weights."""
+MEMORIES = """\
+Single-port macros of IHP's 130 nm process, as their library has them (`--sram`), beside what the tables take from CACTI
+at 40 nm for the same size; not scaled to one node. Reads and writes are of a word of 64 bits; a write changes half of
+the bits at the port."""
 REST = """\
 ## What bounds it
 
@@ -113,6 +119,43 @@ def rows(one: Synthesis, seconds: float) -> list[dict[str, Any]]:
     ]
 
 
+def memories(path: Path) -> list[dict[str, Any]]:
+    """Single-port memories of a library: energy of a word at the clock pin, and of its data where half of it changes.
+
+    Raises:
+        FileError: if the library cannot be read.
+    """
+    library, found = read_library(path), []
+    for name, group in library.groups.items():
+        words, width = (int(n) for n in re.search(r"_(\d+)x(\d+)", name).groups())  # type: ignore[union-attr]
+        pins = {pin.name: pin for pin in group.of("pin", "bus")}
+        clock = {
+            "".join(power.values["when"].split()): sum(float(e.values["values"]) for e in power.groups)
+            for power in pins["A_CLK"].of("internal_power")
+        }
+        # A bit of the input that changes; rising and falling it costs both.
+        data = next(
+            sum(float(e.values["values"]) for e in power.groups) / 2
+            for pin in pins["A_DIN"].of("pin")
+            for power in pin.of("internal_power")
+            if power.values["when"] == "A_MEN"
+        )
+        pj, nw = library.units[2] * 1e-3, library.units[3]
+        found.append(
+            {
+                "memory": name,
+                "kib": words * width / 8192,
+                "width_bits": width,
+                "voltage": library.voltage,
+                "read_pj": f"{clock['A_MEN&!A_WEN&A_REN'] * pj:.3f}",
+                "write_pj": f"{(clock['A_MEN&A_WEN&!A_REN'] + data * width / 2) * pj:.3f}",
+                "leak_mw": f"{float(group.values['cell_leakage_power']) * nw * 1e-6:.6f}",
+                "area_mm2": f"{float(group.values['area']) * 1e-6:.4f}",
+            }
+        )
+    return found
+
+
 def measured() -> list[dict[str, Any]]:
     """Rows of an earlier run."""
     if not PATH.is_file():
@@ -128,7 +171,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--no-booth", action="store_true", help="multipliers as arrays of adders")
     parser.add_argument("--force", action="store_true", help="measure again what was measured")
+    parser.add_argument("--sram", type=Path, action="append", default=[], metavar="FILE", help="library of memories")
     args = parser.parse_args(argv)
+    if args.sram:
+        rows_of = [row for path in args.sram for row in memories(path)]
+        write_csv(SRAM, sorted(rows_of, key=lambda row: row["kib"]))
     for side in args.sides:
         for liberty in args.liberty:
             for kind in args.kinds:
@@ -161,7 +208,8 @@ def report(found: Sequence[dict[str, Any]]) -> str:
     lines += ["", "## Energy", "", ENERGY, "", _energies(gates.measured()), "", _energy_parts(gates.measured())]
     lines += ["", ENERGY_BOUND]
     lines += ["", "## Beside the model", "", MODEL, "", _modelled(areas), "", MODELLED_ENERGY, ""]
-    lines += [_modelled_energy(gates.measured()), "", "## A network", "", NETWORK, "", _network(), "", REST]
+    lines += [_modelled_energy(gates.measured()), "", "## A network", "", NETWORK, "", _network(), ""]
+    lines += ["## Memories", "", MEMORIES, "", _memories(), "", REST]
     return "\n".join(lines)
 
 
@@ -335,6 +383,21 @@ def _network() -> str:
                 f"{base / total:.2f}",
             ]
         lines.append(f"| {kind} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _memories() -> str:
+    if not SRAM.is_file():
+        return ""
+    table = CostTable.load("cells")
+    lines = ["| KiB | 130 nm: read pJ | write pJ | leak uW | mm2 | CACTI, 40 nm: read pJ | write pJ | leak uW | mm2 |"]
+    lines.append("|---|" + "---|" * 8)
+    with SRAM.open(newline="") as file:
+        for row in csv.DictReader(file):
+            other = table.sram(round(1024 * float(row["kib"])))
+            cells = [f"{float(row['kib']):g}", row["read_pj"], row["write_pj"], f"{1e3 * float(row['leak_mw']):.2f}"]
+            cells += [row["area_mm2"], f"{other.read_pj:.2f}", f"{other.write_pj:.2f}", f"{1e3 * other.leak_mw:.0f}"]
+            lines.append(f"| {' | '.join([*cells, f'{other.area_mm2:.4f}'])} |")
     return "\n".join(lines)
 
 
