@@ -39,11 +39,11 @@ REPORT = RESULTS.parents[1] / "docs" / "results-hardware.md"
 INTRODUCTION = """\
 # Area and energy of the RTL
 
-Made by `python -m benchmarks.hardware` from `hardware_area.csv` and `hardware_energy.csv` in
-`benchmarks/results`: the machines that `mvq rtl` writes,
-mapped by yosys to cell libraries without a constraint on time, all multipliers in Booth form unless the table says that
-none is. Sums over cells: before placement, clock tree and wires. The core is sequencer, loader and array; the machine
-has the controller, the fetching of inputs and the output unit besides. L1 and L2 are in neither.
+Made by `python -m benchmarks.hardware` from `hardware_area.csv` and `hardware_energy.csv` in `benchmarks/results`: the
+machines that `mvq rtl` writes, mapped by yosys to cell libraries without a constraint on time, all multipliers in Booth
+form unless the table says that none is. Sums over cells: before placement, clock tree and wires. The core is sequencer,
+loader and array; the machine has the controller, the fetching of inputs and the output unit besides. L1 and L2 are in
+neither.
 """
 RATIOS = """\
 The paper has 0.50 of EWS and 0.45 of EWS-CM for its sparse array at 64 x 64 (quoted, another flow and node); the goal
@@ -70,11 +70,12 @@ the core are not. `dense` weights are those of the network as it was trained, `m
 clustered; a dense tile computes the masked weights with their zeros. Energy is that of switching, over the products of
 the unpruned convolution; about half of the activations are zero and gate their row in all machines."""
 ENERGY_BOUND = """\
-Over the unpruned network the sparse tile takes less than half of the energy at H = 16. On the same masked weights the
-goal of one half is not met, and cannot be: both tiles compute the same products that are not zero and add the same
-sums, and a zero weight costs a dense tile little. Adder trees, partial sums and control are the same in both; the last
-column says what would be left if the rows of the sparse tile, with their weights, took nothing. Multipliers decide
-what a zero costs: those in Booth form recode the activation whatever the weight, arrays of adders stay still. Tried:
+Beside the unpruned network the sparse tile takes about half of the energy. On the same masked weights the goal of one
+half is not met, and cannot be with these parts: both tiles compute the same products that are not zero and add the same
+sums, and a zero weight costs a dense tile little. The last column is the bound: adder trees, partial sums, loader and
+control as they are, and each product at what it costs the dense tile with unpruned weights, nothing for routing and for
+reading weights. Multipliers decide what a zero costs: those in Booth form recode the activation whatever the weight,
+arrays of adders stay still. Tried:
 operands held in registers behind the weights (fewer glitches in array multipliers, more energy in Booth ones, 4% more
 area), trees with registers after every second, third, fourth and sixth level (the fourth takes least), read ports as
 trees of multiplexers instead of gates with decoded addresses (five times the energy of reading weights)."""
@@ -89,7 +90,7 @@ array is multipliers, adders and control with their registers and the loader; me
 MEMORIES = """\
 Single-port macros of IHP's 130 nm process, as their library has them (`--sram`), beside what the tables take from CACTI
 at 40 nm for the same size; not scaled to one node. Reads and writes are of a word of 64 bits; a write changes half of
-the bits at the port."""
+the bits at the port. Below 4 KiB, CACTI's least here, its column goes on as a power of the size."""
 REST = """\
 ## What bounds it
 
@@ -264,12 +265,15 @@ def _components(areas: dict[tuple[str, int, str], dict[str, float]]) -> str:
 Key = tuple[str, str, int, str, str]
 
 
+def _run(row: dict[str, Any]) -> Key:
+    return row["liberty"], row["booth"], int(row["rows"]), row["kind"], row["weights"]
+
+
 def _by_run(found: Sequence[dict[str, Any]]) -> dict[Key, dict[str, float]]:
     """Picojoules a product of the unpruned layer, by component, of each run."""
     runs: dict[Key, dict[str, float]] = {}
     for row in found:
-        key = row["liberty"], row["booth"], int(row["rows"]), row["kind"], row["weights"]
-        runs.setdefault(key, {})[row["component"]] = float(row["energy_pj"]) / int(row["dense_macs"])
+        runs.setdefault(_run(row), {})[row["component"]] = float(row["energy_pj"]) / int(row["dense_macs"])
     order = {name: i for i, name in enumerate(gates.RUNS)}
     return dict(
         sorted(runs.items(), key=lambda item: (*item[0][:1], item[0][1] != "True", order[":".join(item[0][3:])]))
@@ -277,7 +281,7 @@ def _by_run(found: Sequence[dict[str, Any]]) -> dict[Key, dict[str, float]]:
 
 
 def _energies(found: Sequence[dict[str, Any]]) -> str:
-    runs = _by_run(found)
+    runs, zeros = _by_run(found), {_run(row): float(row["zero_activations"]) for row in found}
     lines = [
         "| library | multipliers | H | machine | weights | pJ a product | / `ews` dense | / `ews` masked | bound |"
     ]
@@ -288,9 +292,14 @@ def _energies(found: Sequence[dict[str, Any]]) -> str:
             other = runs.get((liberty, booth, rows, "ews", base))
             same = kind == "ews" and (weights == base or base == "masked")
             cells.append("" if other is None or same else f"{total / sum(other.values()):.3f}")
-        other = runs.get((liberty, booth, rows, "ews", "masked"))
-        rest = total - parts["tile rows"] - parts["tile rows: registers"]
-        cells.append("" if other is None or kind == "ews" else f"{rest / sum(other.values()):.3f}")
+        other, unpruned = (runs.get((liberty, booth, rows, "ews", base)) for base in ("masked", "dense"))
+        if kind == "ews" or other is None or unpruned is None:
+            cells.append("")
+        else:
+            live = [1 - zeros[liberty, booth, rows, *one] for one in ((kind, weights), ("ews", "dense"))]
+            product = unpruned["tile rows"] / live[1]
+            rest = total - parts["tile rows"] - parts["tile rows: registers"]
+            cells.append(f"{(rest + live[0] / 4 * product) / sum(other.values()):.3f}")
         form = "Booth" if booth == "True" else "arrays"
         lines.append(f"| {liberty} | {form} | {rows} | {kind} | {weights} | {total:.3f} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -333,12 +342,8 @@ def _modelled_energy(found: Sequence[dict[str, Any]]) -> str:
     for (liberty, booth, rows, kind, weights), parts in _by_run(found).items():
         if (liberty, booth, rows) != (MODELLED, "True", min(gates.LAYERS)):
             continue
-        (zeros,) = {
-            float(row["zero_activations"])
-            for row in found
-            if [row[key] for key in ("liberty", "booth", "rows", "kind", "weights")]
-            == [liberty, booth, str(rows), kind, weights]
-        }
+        wanted = (liberty, booth, rows, kind, weights)
+        zeros = next(float(row["zero_activations"]) for row in found if _run(row) == wanted)
         # The models know of zero weights in a dense tile by its masks.
         zeros_known = "ews-cm" if kind == "ews" and weights != "dense" else kind
         spec = dataclasses.replace(preset(f"{zeros_known}-16"), rows=rows)

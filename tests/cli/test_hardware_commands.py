@@ -79,8 +79,14 @@ def test_synth(mvq, machine: Path) -> None:
     first, second = json.loads(done.stdout)
     assert (first["machine"], second["machine"], first["liberty"]) == ("ws-16", "small", "cells")
     assert first["total_um2"] > second["total_um2"] > 0
+    assert "longest_path_ns" not in first
     shown = mvq(*command).stdout
     assert f"{first['total_um2'] * 1e-6:.4f}" in shown
+    timed = json.loads(mvq(*command, "--timing", "--json").stdout)
+    # More rows make a deeper tree.
+    assert timed[0]["gates_on_it"] > timed[1]["gates_on_it"] > 4
+    assert timed[0]["longest_path_ns"] > timed[1]["longest_path_ns"] > 0
+    assert "longest path, ns" in mvq(*command, "--timing").stdout
     wrong = mvq("synth", "--liberty", machine)
     assert wrong.exit_code == 1
     assert "is not Liberty" in wrong.stderr

@@ -120,7 +120,7 @@ def _energy(one: Any, liberty: Path | None) -> None:
     )
 
 
-def synth(archs: Sequence[str], liberty: Path, *, top: str, booth: bool, as_json: bool) -> None:
+def synth(archs: Sequence[str], liberty: Path, *, top: str, booth: bool, timing: bool, as_json: bool) -> None:
     """Map machines to cells and show the area of their components.
 
     Raises:
@@ -128,9 +128,17 @@ def synth(archs: Sequence[str], liberty: Path, *, top: str, booth: bool, as_json
     """
     synthesis = _amaranth("synthesis")
     specs = [machine_of(arch) for arch in archs]
-    results = [synthesis.synthesise(spec, liberty, top=top, booth=booth) for spec in track(specs, "machines")]
+    results, paths = [], []
+    for spec in track(specs, "machines"):
+        results.append(synthesis.synthesise(spec, liberty, top=top, booth=booth))
+        if timing:
+            netlist = synthesis.netlist(spec, liberty, top=top, booth=booth)
+            paths.append(_amaranth("gates.timing").analyse(netlist))
     if as_json:
-        print_json([_synthesis(one) for one in results])
+        rows = [_synthesis(one) for one in results]
+        for row, path in zip(rows, paths, strict=False):
+            row |= {"longest_path_ns": path.longest, "gates_on_it": path.levels}
+        print_json(rows)
         return
     names = list(dict.fromkeys(part.name for one in results for part in one.components))
     columns = [("mm2", "<"), *((one.spec.name, ">") for one in results)]
@@ -144,6 +152,9 @@ def synth(archs: Sequence[str], liberty: Path, *, top: str, booth: bool, as_json
     table.add_row("array", *(number(one.array_um2 * 1e-6, ".4f") for one in results))
     table.add_row("total", *(number(one.total_um2 * 1e-6, ".4f") for one in results))
     table.add_row("array, ratio", *(number(one.array_um2 / results[0].array_um2, ".3f") for one in results))
+    if paths:
+        table.add_row("longest path, ns", *(number(path.longest, ".2f") for path in paths))
+        table.add_row("gates on it", *(str(path.levels) for path in paths))
     table.add_row("total, ratio", *(number(one.total_um2 / results[0].total_um2, ".3f") for one in results))
     console().print(table)
 

@@ -231,9 +231,10 @@ def synth(
     arch: _ArchsOption = ["ews-16", "ews-cm-16", "ews-cms-16", "ews-p-16"],  # noqa: B006
     top: Annotated[str, typer.Option("--top", help="mvq_machine, or a module of it such as mvq_tile.")] = "mvq_machine",
     booth: Annotated[bool, typer.Option("--booth/--no-booth", help="Multipliers in Booth form.")] = True,
+    timing: Annotated[bool, typer.Option("--timing", help="The longest path between registers, too.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Map the RTL to a cell library with yosys and show the area of each component."""
     from mvq.cli import hardware
 
-    hardware.synth(arch, liberty, top=top, booth=booth, as_json=as_json)
+    hardware.synth(arch, liberty, top=top, booth=booth, timing=timing, as_json=as_json)
