@@ -57,7 +57,7 @@ def test_cosim(mvq, machine: Path, rtl_folder: Path) -> None:
     spent = json.loads(on_gates.stdout)[0]["gates"]
     assert spent["sums"] == rows[1]["sums"]
     assert spent["cycles"] > rows[1]["cycles"]
-    assert spent["period_ns"] == pytest.approx(1.1 * spent["longest_ns"])
+    assert spent["longest_ns"] < spent["period_ns"] == pytest.approx(1e3 / 300)
     assert {"tile rows", "adder trees", "codebook"} <= {part["name"] for part in spent["parts"]}
     shown = mvq(*command, "--layer", rows[1]["layer"], "--liberty", CELLS)
     assert "tile rows: registers" in shown.stdout
