@@ -47,8 +47,9 @@ neither.
 """
 RATIOS = """\
 The paper has 0.50 of EWS and 0.45 of EWS-CM for its sparse array at 64 x 64 (quoted, another flow and node); the goal
-is to be at or below both. Machines differ in the tile rows and the loader alone: trees, partial sums and control
-are the same."""
+is to be at or below both. Its arrays have loader and codebook in them, since that of EWS-CM is larger than that of EWS:
+they are the cores here. Machines differ in the tile rows and the loader alone: trees, partial sums and control are the
+same."""
 COMPONENTS = """\
 Tile rows hold weight registers, multipliers, products and their routing. The codebook lies in latches with a read port
 for each tile; that of packed codewords is smaller by what they leave out."""
