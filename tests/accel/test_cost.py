@@ -27,7 +27,7 @@ LAYERS = [
 ROW = {"part": "multiply", "kind": "energy", "value": 200, "unit": "fJ", "node_nm": 45, "voltage": 0.9, "source": "x"}
 
 
-@pytest.mark.parametrize("table", ["cited", "published"])
+@pytest.mark.parametrize("table", ["cited", "published", "gates"])
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_bill_is_the_sum_of_its_parts(table, name):
     run = run_network(preset(name), LAYERS)
@@ -49,6 +49,28 @@ def test_zero_gating_saves_multiplications_with_zeros():
 
     first, second = (layer.dense_macs for layer in LAYERS)
     assert array(zero_gating=False) / array() == pytest.approx((first + second) / (0.5 * (first + second / 4)))
+
+
+def test_measured_gates_price_each_kind_of_tile():
+    """Rows of a kind of tile come before those of any; what single operations lack is counted only where a row is."""
+    table = CostTable.load("gates")
+    bills = {
+        kind: {entry.what: entry for entry in energy(run, table, activation_zeros=0.25).entries}
+        for kind in ("ews-cm", "ews-p")
+        for run in [run_network(preset(f"{kind}-64"), LAYERS)]
+    }
+    for kind, tile in (("ews-cm", "dense"), ("ews-p", "sparse")):
+        assert bills[kind]["multiplications"].pj == table.get(f"multiply_{tile}", "energy").value
+        assert bills[kind]["weights"].pj == table.get(f"wrf_access_{tile}", "energy").value
+    dense = sum(layer.dense_macs for layer in LAYERS)
+    live = LAYERS[0].dense_macs + LAYERS[1].dense_macs / 4
+    assert bills["ews-cm"]["multiplications"].count == pytest.approx(0.75 * live)
+    assert bills["ews-cm"]["products of zeros"].count == pytest.approx(0.75 * (dense - live))
+    assert "products of zeros" not in bills["ews-p"]
+    run = run_network(preset("ews-p-64"), LAYERS)
+    assert bills["ews-p"]["control of a tile"].count == 4 * run.cycles.total
+    plain = {entry.what for entry in energy(run, CostTable.load("cited")).entries}
+    assert not plain & {"products of zeros", "control of a tile", "control", "weights loaded"}
 
 
 def test_masked_networks_cost_less():
@@ -140,7 +162,7 @@ def test_faults_of_a_table_are_listed_together(tmp_path):
         CostTable.from_dict({"name": "t", "row": [ROW]}, node_nm=45, voltage=0.9).get("multiply", "area")
     with pytest.raises(ConfigError, match="has memories at no nm, none at 45 nm"):
         CostTable.from_dict({"name": "t", "row": [ROW]}, node_nm=45, voltage=0.9).sram(1024)
-    with pytest.raises(FileError, match="is none of cited, published, cells, and no file that can be read"):
+    with pytest.raises(FileError, match="is none of cited, published, cells, gates, and no file that can be read"):
         CostTable.load(tmp_path / "none.toml")
     (tmp_path / "bad.toml").write_text("= 1")
     with pytest.raises(ConfigError, match="is not TOML"):

@@ -245,7 +245,7 @@ def _logic(done: Sequence[LayerWork], actions: Actions, table: CostTable) -> Ite
             continue
         key = (count.level, count.what, count.part)
         summed[key] = summed.get(key, 0.0) + count.n
-    yield from datapath(actions, actions.nonzero_macs, clocked, table)
+    yield from datapath(actions, actions.nonzero_macs, clocked, table, tile="dense")
     for (level, what, part), n in summed.items():
         if isinstance(part, int):
             memory = table.sram(part)
