@@ -5,52 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 from amaranth.sim import Simulator
+from output_unit import batch, through
 
 from mvq.accel.network.arithmetic import Requantization, round_shift
-from mvq.accel.rtl.output import OutputUnit, output_lanes
+from mvq.accel.rtl.output import OutputUnit
 from mvq.accel.spec import preset
 
 SPEC = dataclasses.replace(preset("ews-cms-16"), dma_bits=16)
-
-
-def through(batches, seed=0, stalls=0.3):
-    """Codes of batches of `(factors, values)`, in order, with stalls on every stream."""
-    unit, rng, found = OutputUnit(SPEC), np.random.default_rng(seed), []
-    factors = [factor for factor, _ in batches]
-    values = [value for _, these in batches for value in these]
-
-    async def bench(ctx):
-        streams = ((unit.factors, factors), (unit.values, values))
-        places, offered, cycles = [0, 0], [False, False], 0
-        while len(found) < len(values):
-            for i, (port, items) in enumerate(streams):
-                offered[i] = offered[i] or (places[i] < len(items) and rng.random() >= stalls)
-                ctx.set(port.valid, int(offered[i]))
-                if places[i] < len(items):
-                    ctx.set(port.payload, items[places[i]])
-            ctx.set(unit.codes.ready, int(rng.random() >= stalls))
-            for i, (port, _) in enumerate(streams):
-                if offered[i] and ctx.get(port.ready):
-                    places[i], offered[i] = places[i] + 1, False
-            if ctx.get(unit.codes.valid) and ctx.get(unit.codes.ready):
-                found.append([ctx.get(unit.codes.payload[lane]) for lane in range(output_lanes(SPEC))])
-            await ctx.tick()
-            cycles += 1
-            assert cycles < 100 * len(values) + 1000, "the unit does not come to its end"
-
-    simulator = Simulator(unit)
-    simulator.add_clock(1e-6)
-    simulator.add_testbench(bench)
-    simulator.run()
-    return np.array(found)
-
-
-def batch(lanes, values, low=-128, high=127):
-    """Factors and values as the ports take them; `lanes` and the entries of `values` are by lane."""
-    keys = ("bias", "factor", "other_factor", "shift")
-    listed = [dict(zip(keys, map(int, lane), strict=True)) for lane in lanes]
-    items = [{"lanes": [{"sum": int(s), "other": int(o)} for s, o in row]} for row in values]
-    return {"positions": len(values), "low": low, "high": high, "lanes": listed}, items
 
 
 def test_layers_are_requantized():
@@ -65,7 +26,7 @@ def test_layers_are_requantized():
         lanes = zip(bias, requantization.mantissa, (0, 0), requantization.shift, strict=True)
         batches.append(batch(list(lanes), [[(s, 77) for s in row] for row in sums], low, high))
         wanted.append(requantization.apply(sums, bias))
-    found = through(batches)
+    found = through(SPEC, batches)
     assert (found == np.concatenate(wanted)).all()
     assert len(np.unique(found)) > 30
 
@@ -77,7 +38,7 @@ def test_halves_go_to_even(shift):
     sums = np.arange(-9, 10)
     requantization = Requantization(np.array([mantissa, mantissa - 1], np.int32), np.array([shift] * 2, np.uint8))
     values = [[(s, 0), (s, 0)] for s in sums]
-    found = through([batch([(0, m, 0, shift) for m in requantization.mantissa], values)])
+    found = through(SPEC, [batch([(0, m, 0, shift) for m in requantization.mantissa], values)])
     assert (found == requantization.apply(np.stack([sums, sums], 1))).all()
 
 
@@ -90,7 +51,7 @@ def test_residuals_are_added():
         lanes.append((0, m0, m1, shift))
         total = codes[:, lane, 0].astype(np.int64) * m0 + codes[:, lane, 1].astype(np.int64) * m1
         wanted.append(np.clip(round_shift(total, shift), 0, 127))
-    found = through([batch(lanes, codes.tolist(), 0, 127)])
+    found = through(SPEC, [batch(lanes, codes.tolist(), 0, 127)])
     assert (found == np.stack(wanted, 1)).all()
 
 
