@@ -12,7 +12,6 @@ The cost table `gates` is made from them in the end; without `--liberty` only th
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 import functools
 import time
@@ -22,7 +21,7 @@ from typing import Any, Literal, cast
 
 import mvq
 from benchmarks.networks import REGISTRY
-from benchmarks.table import RESULTS, write_csv
+from benchmarks.table import RESULTS, read_csv, write_csv
 from mvq.accel.functional import Machine
 from mvq.accel.network.graph import IntegerNetwork
 from mvq.accel.rtl.gates.measure import Measured, measure
@@ -78,14 +77,6 @@ def rows(one: Measured, key: dict[str, Any], seconds: float) -> list[dict[str, A
     ]
 
 
-def measured() -> list[dict[str, Any]]:
-    """Rows of an earlier run."""
-    if not PATH.is_file():
-        return []
-    with PATH.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--liberty", type=Path, action="append", default=[], metavar="FILE", help="cell library")
@@ -107,8 +98,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                     "weights": weights,
                     "layer": LAYERS[height],
                 }
-                others = [row for row in measured() if any(row[field] != str(key[field]) for field in key)]
-                if len(others) < len(measured()) and not args.force:
+                others = [row for row in read_csv(PATH) if any(row[field] != str(key[field]) for field in key)]
+                if len(others) < len(read_csv(PATH)) and not args.force:
                     continue
                 start = time.perf_counter()
                 spec = dataclasses.replace(preset(f"{kind}-16"), rows=height, name=f"{kind}-{height}x16")
@@ -122,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     f"{found.energy_pj / found.dense_macs:.4f} pJ a dense MAC, {seconds:.0f} s",
                     flush=True,
                 )
-    TABLE.write_text(table(measured()), encoding="utf-8")
+    TABLE.write_text(table(read_csv(PATH)), encoding="utf-8")
 
 
 def table(found: Sequence[dict[str, Any]]) -> str:

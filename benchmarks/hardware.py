@@ -10,7 +10,6 @@ those that are there stay unless `--force` is given. `--sram FILE.lib` adds what
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 import re
 import time
@@ -21,7 +20,7 @@ from typing import Any
 import torchvision
 
 from benchmarks import gates
-from benchmarks.table import RESULTS, write_csv
+from benchmarks.table import RESULTS, read_csv, write_csv
 from mvq.accel.cost import CostTable, area, energy
 from mvq.accel.cost.scaling import energy_factor
 from mvq.accel.cycle import run_network
@@ -158,14 +157,6 @@ def memories(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def measured() -> list[dict[str, Any]]:
-    """Rows of an earlier run."""
-    if not PATH.is_file():
-        return []
-    with PATH.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--liberty", type=Path, action="append", default=[], metavar="FILE", help="cell library")
@@ -183,8 +174,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             for kind in args.kinds:
                 name = liberty.name.removesuffix(".gz").removesuffix(".lib")
                 key = (name, kind, str(side), str(not args.no_booth))
-                others = [row for row in measured() if _key(row) != key]
-                if len(others) < len(measured()) and not args.force:
+                others = [row for row in read_csv(PATH) if _key(row) != key]
+                if len(others) < len(read_csv(PATH)) and not args.force:
                     continue
                 start = time.perf_counter()
                 one = synthesise(preset(f"{kind}-{side}"), liberty, booth=not args.no_booth)
@@ -195,7 +186,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     f"{time.perf_counter() - start:.0f} s",
                     flush=True,
                 )
-    REPORT.write_text(report(measured()), encoding="utf-8")
+    REPORT.write_text(report(read_csv(PATH)), encoding="utf-8")
 
 
 def report(found: Sequence[dict[str, Any]]) -> str:
@@ -207,10 +198,10 @@ def report(found: Sequence[dict[str, Any]]) -> str:
         place[row["component"]] = float(row["total_um2"]) * 1e-6
     lines = [INTRODUCTION, "## Arrays and cores", "", _table(areas), "", "## Ratios", "", RATIOS, "", _ratios(areas)]
     lines += ["", "## By component", "", COMPONENTS, "", _components(areas)]
-    lines += ["", "## Energy", "", ENERGY, "", _energies(gates.measured()), "", _energy_parts(gates.measured())]
+    lines += ["", "## Energy", "", ENERGY, "", _energies(read_csv(gates.PATH)), "", _energy_parts(read_csv(gates.PATH))]
     lines += ["", ENERGY_BOUND]
     lines += ["", "## Beside the model", "", MODEL, "", _modelled(areas), "", MODELLED_ENERGY, ""]
-    lines += [_modelled_energy(gates.measured()), "", "## A network", "", NETWORK, "", _network(), ""]
+    lines += [_modelled_energy(read_csv(gates.PATH)), "", "## A network", "", NETWORK, "", _network(), ""]
     lines += ["## Memories", "", MEMORIES, "", _memories(), "", REST]
     return "\n".join(lines)
 
@@ -393,17 +384,14 @@ def _network() -> str:
 
 
 def _memories() -> str:
-    if not SRAM.is_file():
-        return ""
     table = CostTable.load("cells")
     lines = ["| KiB | 130 nm: read pJ | write pJ | leak uW | mm2 | CACTI, 40 nm: read pJ | write pJ | leak uW | mm2 |"]
     lines.append("|---|" + "---|" * 8)
-    with SRAM.open(newline="") as file:
-        for row in csv.DictReader(file):
-            other = table.sram(round(1024 * float(row["kib"])))
-            cells = [f"{float(row['kib']):g}", row["read_pj"], row["write_pj"], f"{1e3 * float(row['leak_mw']):.2f}"]
-            cells += [row["area_mm2"], f"{other.read_pj:.2f}", f"{other.write_pj:.2f}", f"{1e3 * other.leak_mw:.0f}"]
-            lines.append(f"| {' | '.join([*cells, f'{other.area_mm2:.4f}'])} |")
+    for row in read_csv(SRAM):
+        other = table.sram(round(1024 * float(row["kib"])))
+        cells = [f"{float(row['kib']):g}", row["read_pj"], row["write_pj"], f"{1e3 * float(row['leak_mw']):.2f}"]
+        cells += [row["area_mm2"], f"{other.read_pj:.2f}", f"{other.write_pj:.2f}", f"{1e3 * other.leak_mw:.0f}"]
+        lines.append(f"| {' | '.join([*cells, f'{other.area_mm2:.4f}'])} |")
     return "\n".join(lines)
 
 

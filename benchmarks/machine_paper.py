@@ -13,7 +13,6 @@ read off its figures; rows without a quoted figure answer what the paper leaves 
 from __future__ import annotations
 
 import argparse
-import csv
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ from typing import Any
 
 import torchvision
 
-from benchmarks.table import RESULTS, write_csv
+from benchmarks.table import RESULTS, read_csv, write_csv
 from mvq.accel.cost import Area, Bill, CostTable, area, energy
 from mvq.accel.cycle import run_network
 from mvq.accel.rivals import QUOTED as QUOTED_RIVALS
@@ -269,10 +268,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--report-only", action="store_true", help="make the document of the rows there are")
     if parser.parse_args(argv).report_only:
-        with (RESULTS / "machine_paper.csv").open(newline="") as file:
-            DOCUMENT.write_text(
-                document([{**r, "side": int(r["side"])} for r in csv.DictReader(file)]), encoding="utf-8"
-            )
+        rows_there = read_csv(RESULTS / "machine_paper.csv")
+        DOCUMENT.write_text(document([{**r, "side": int(r["side"])} for r in rows_there]), encoding="utf-8")
         return
     started, rows = time.perf_counter(), []
     jobs = [(table, name, side) for table in ("published", "cited") for name in NETWORKS for side in SIDES]

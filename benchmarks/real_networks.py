@@ -34,6 +34,7 @@ from torch import nn
 
 import mvq
 from benchmarks.networks import REGISTRY, Adapter
+from benchmarks.table import read_csv
 from mvq.allocate import achieved_bits
 from mvq.compressed import CompressedModel
 from mvq.grouping import from_subvectors
@@ -217,10 +218,7 @@ def evaluate_file(path: Path, adapter: Adapter, limit: int | None) -> Result:
 
 def read_rows(path: Path) -> dict[tuple[str, str, str], dict[str, Any]]:
     """Rows of an earlier run by key; none if the file is missing."""
-    if not path.is_file():
-        return {}
-    with path.open(newline="") as file:
-        return {(row["network"], row["recipe"], row["limit"]): row for row in csv.DictReader(file)}
+    return {(row["network"], row["recipe"], row["limit"]): row for row in read_csv(path)}
 
 
 def write_rows(path: Path, rows: Mapping[tuple[str, str, str], Mapping[str, Any]]) -> None:

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 import mvq
 from benchmarks.networks import REGISTRY, Adapter
 from benchmarks.real_networks import SPECIAL, expected_ratio
+from benchmarks.table import read_csv
 from mvq.baselines.conventional import case_, equal_size
 from mvq.baselines.forms import compressed_bits
 from mvq.nn import bake_, cluster_
@@ -263,10 +264,7 @@ def train_with_labels(model: nn.Module, dense: nn.Module, job: Job) -> None:
 
 def read_rows(path: Path) -> dict[tuple[str, ...], dict[str, Any]]:
     """Rows of an earlier run by key; none if the file is missing."""
-    if not path.is_file():
-        return {}
-    with path.open(newline="") as file:
-        return {tuple(row[k] for k in KEY): row for row in csv.DictReader(file)}
+    return {tuple(row[k] for k in KEY): row for row in read_csv(path)}
 
 
 def write_rows(path: Path, rows: Mapping[tuple[str, ...], Mapping[str, Any]]) -> None:
