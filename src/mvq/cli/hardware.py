@@ -152,10 +152,10 @@ def synth(archs: Sequence[str], liberty: Path, *, top: str, booth: bool, timing:
     table.add_row("array", *(number(one.array_um2 * 1e-6, ".4f") for one in results))
     table.add_row("total", *(number(one.total_um2 * 1e-6, ".4f") for one in results))
     table.add_row("array, ratio", *(number(one.array_um2 / results[0].array_um2, ".3f") for one in results))
+    table.add_row("total, ratio", *(number(one.total_um2 / results[0].total_um2, ".3f") for one in results))
     if paths:
         table.add_row("longest path, ns", *(number(path.longest, ".2f") for path in paths))
         table.add_row("gates on it", *(str(path.levels) for path in paths))
-    table.add_row("total, ratio", *(number(one.total_um2 / results[0].total_um2, ".3f") for one in results))
     console().print(table)
 
 

@@ -19,6 +19,7 @@ from mvq.accel.rtl.sequencer import block_layout
 from mvq.accel.rtl.synthesis import component_of
 from mvq.accel.spec import AcceleratorSpec
 from mvq.errors import MvqError
+from mvq.progress import make_progress
 
 Array = NDArray[Any]
 
@@ -80,31 +81,36 @@ def run(
     ended = False
     weights = 1 << np.arange(bits, dtype=np.int64)
     weights[-1] *= -1
-    while not ended and (most_cycles is None or len(energy) < most_cycles):
-        for stream in streams:
-            stream.offer(gates)
-        gates.reset()
-        gates.cycle()
-        if gates.late():
-            raise MvqError(f"gates are still at work after {ns:g} ns; the longest path takes {gates.timing.longest:g}")
-        ended = streams[0].over and len(energy) > 2 and bool(gates.get("resting"))
-        energy.append(np.bincount(of_cell, gates.energy, len(components)))
-        taken.append([stream.take(gates) for stream in streams])
-        read, write = gates.get("read"), gates.get("write")
-        read_at = gates.get("read_address") if read else 0
-        write_at = gates.get("write_address") if write else 0
-        if read:
-            found = gates.get_bits("memory").reshape(tiles, lanes, bits).copy()
-            for tile in range(tiles):
-                if read >> tile & 1:
-                    values = memory[tile, _address(read_at, tile, program)]
-                    found[tile] = values[:, None] >> np.arange(bits) & 1
-            gates.put_bits("memory", found.ravel())
-        if write:
-            results = gates.get_bits("results").reshape(tiles, lanes, bits).astype(np.int64) @ weights
-            for tile in range(tiles):
-                if write >> tile & 1:
-                    memory[tile, _address(write_at, tile, program)] = results[tile]
+    with make_progress() as progress:
+        bar = progress.add_task("inputs through gates", total=len(streams[2].items))
+        while not ended and (most_cycles is None or len(energy) < most_cycles):
+            for stream in streams:
+                stream.offer(gates)
+            gates.reset()
+            gates.cycle()
+            if gates.late():
+                raise MvqError(
+                    f"gates are still at work after {ns:g} ns; the longest path takes {gates.timing.longest:g}"
+                )
+            progress.update(bar, completed=streams[2].next)
+            ended = streams[0].over and len(energy) > 2 and bool(gates.get("resting"))
+            energy.append(np.bincount(of_cell, gates.energy, len(components)))
+            taken.append([stream.take(gates) for stream in streams])
+            read, write = gates.get("read"), gates.get("write")
+            read_at = gates.get("read_address") if read else 0
+            write_at = gates.get("write_address") if write else 0
+            if read:
+                found = gates.get_bits("memory").reshape(tiles, lanes, bits).copy()
+                for tile in range(tiles):
+                    if read >> tile & 1:
+                        values = memory[tile, _address(read_at, tile, program)]
+                        found[tile] = values[:, None] >> np.arange(bits) & 1
+                gates.put_bits("memory", found.ravel())
+            if write:
+                results = gates.get_bits("results").reshape(tiles, lanes, bits).astype(np.int64) @ weights
+                for tile in range(tiles):
+                    if write >> tile & 1:
+                        memory[tile, _address(write_at, tile, program)] = results[tile]
     return Activity(
         memory=memory,
         components=components,
