@@ -75,10 +75,7 @@ half is not met, and cannot be with these parts: both tiles compute the same pro
 sums, and a zero weight costs a dense tile little. The last column is the bound: adder trees, partial sums, loader and
 control as they are, and each product at what it costs the dense tile with unpruned weights, nothing for routing and for
 reading weights. Multipliers decide what a zero costs: those in Booth form recode the activation whatever the weight,
-arrays of adders stay still. Tried:
-operands held in registers behind the weights (fewer glitches in array multipliers, more energy in Booth ones, 4% more
-area), trees with registers after every second, third, fourth and sixth level (the fourth takes least), read ports as
-trees of multiplexers instead of gates with decoded addresses (five times the energy of reading weights)."""
+arrays of adders stay still. What was tried without gain is in `docs/decisions.md`."""
 MODELLED_ENERGY = """\
 The cost table `gates` is made from the runs of H = 64 in Booth form. Here it prices what the models count for the other
 layer and array, without inputs and memories, beside what its gates took:"""

@@ -16,7 +16,7 @@ from mvq.accel.rtl.gates.netlist import ONE, ZERO, flatten
 from mvq.accel.rtl.gates.run import run
 from mvq.accel.rtl.gates.switching import INPUT_DELAY, STEPS, Switching
 from mvq.accel.rtl.gates.timing import analyse, loads
-from mvq.accel.rtl.program import program, sums
+from mvq.accel.rtl.program import activations, program, sums
 from mvq.accel.rtl.synthesis import netlist
 from mvq.accel.spec import preset
 from mvq.accel.workload import Layer
@@ -402,21 +402,21 @@ def test_a_layer_on_the_gates_of_a_core(kind):
     )
     mapping = Mapping(d=2, tile_rows=2)
     _, stored, stream, ifmap = prepared(spec, layer, mapping, 5)
-    work = program(spec, layer, mapping, stored, ifmap[0])
+    work, inputs = program(spec, layer, mapping, stored, ifmap[0]), activations(spec, layer, mapping, ifmap[0])
     wanted = run_layer(spec, layer, mapping, stored, stream, ifmap).psums[0]
     gates = netlist(spec, CELLS, top="mvq_core")
     # The cells of this library are slow.
-    found = run(spec, gates, work, ns=20.0)
+    found = run(spec, gates, work, inputs, ns=20.0)
     assert found.ended
     assert (sums(spec, layer, mapping, found.memory) == wanted).all()
-    assert found.taken.sum(0).tolist() == [len(work.blocks), len(work.words) // 4, len(work.activations)]
+    assert found.taken.sum(0).tolist() == [len(work.blocks), len(work.words) // 4, len(inputs)]
     parts = dict(zip(found.components, found.energy.sum(0), strict=True))
     assert {"tile rows", "tile rows: registers", "adder trees", "accumulators", "loader"} <= parts.keys()
     assert min(parts.values()) > 0
     assert found.leakage.sum() == pytest.approx(sum(gates.kinds[k].leakage for k in gates.kind))
     with pytest.raises(MvqError, match=r"still at work after 0\.5 ns; the longest path takes"):
-        run(spec, gates, work, ns=0.5)
-    early = run(spec, gates, work, ns=20.0, most_cycles=10)
+        run(spec, gates, work, inputs, ns=0.5)
+    early = run(spec, gates, work, inputs, ns=20.0, most_cycles=10)
     assert not early.ended
     assert (early.energy == found.energy[:10]).all()
     assert ZERO == 0

@@ -12,7 +12,7 @@ from stored_layers import prepared
 
 from mvq.accel.mapping import candidates
 from mvq.accel.rtl.controller import Controller, Fetch
-from mvq.accel.rtl.program import program
+from mvq.accel.rtl.program import activations, program
 from mvq.accel.rtl.sequencer import block_layout
 
 KINDS = ("ws", "ews", "ews-cm", "ews-cms", "ews-p")
@@ -27,8 +27,8 @@ def random_program(rng, kind, most=4000):
         mapping = dataclasses.replace(mapping, tile_rows=rng.randrange(1, layer.out_size[0] + 1))
         _, stored, _, ifmap = prepared(spec, layer, mapping, rng.randrange(1 << 30))
         work = program(spec, layer, mapping, stored, ifmap[0])
-        if len(work.activations) <= most:
-            return spec, work
+        if work.steps <= most:
+            return spec, work, activations(spec, layer, mapping, ifmap[0])
 
 
 def simulate(component, bench):
@@ -95,7 +95,7 @@ def fetched(spec, work, fetches, rng, stalls):
                 found.append([values[i] for i in range(spec.rows)])
             await ctx.tick()
             cycles += 1
-            assert cycles < 100 * len(work.activations) + 1000, "the unit does not come to its end"
+            assert cycles < 100 * work.steps + 1000, "the unit does not come to its end"
 
     simulate(unit, bench)
     return np.array(found, np.int8), cycles
@@ -105,11 +105,11 @@ def fetched(spec, work, fetches, rng, stalls):
 def test_blocks_and_inputs_of_random_layers(kind):
     rng = random.Random(KINDS.index(kind))
     for _ in range(4):
-        spec, work = random_program(rng, kind)
+        spec, work, wanted_inputs = random_program(rng, kind)
         # A layer twice: the second begins as the first did.
         blocks, fetches = counted(spec, [work.layer] * 2, rng)
         wanted = [block_layout(spec).const(block).as_value().value for block in work.blocks]
         assert [block.as_value().value for block in blocks] == wanted * 2
         assert len(fetches) == len(wanted) * 2
         found, _ = fetched(spec, work, fetches[: len(wanted)], rng, rng.choice([0.0, 0.5]))
-        assert (found == work.activations).all()
+        assert (found == wanted_inputs).all()

@@ -128,17 +128,11 @@ def synth(archs: Sequence[str], liberty: Path, *, top: str, booth: bool, timing:
     """
     synthesis = _amaranth("synthesis")
     specs = [machine_of(arch) for arch in archs]
-    results, paths = [], []
-    for spec in track(specs, "machines"):
-        results.append(synthesis.synthesise(spec, liberty, top=top, booth=booth))
-        if timing:
-            netlist = synthesis.netlist(spec, liberty, top=top, booth=booth)
-            paths.append(_amaranth("gates.timing").analyse(netlist))
+    results = [
+        synthesis.synthesise(spec, liberty, top=top, booth=booth, timing=timing) for spec in track(specs, "machines")
+    ]
     if as_json:
-        rows = [_synthesis(one) for one in results]
-        for row, path in zip(rows, paths, strict=False):
-            row |= {"longest_path_ns": path.longest, "gates_on_it": path.levels}
-        print_json(rows)
+        print_json([_synthesis(one) for one in results])
         return
     names = list(dict.fromkeys(part.name for one in results for part in one.components))
     columns = [("mm2", "<"), *((one.spec.name, ">") for one in results)]
@@ -153,9 +147,9 @@ def synth(archs: Sequence[str], liberty: Path, *, top: str, booth: bool, timing:
     table.add_row("total", *(number(one.total_um2 * 1e-6, ".4f") for one in results))
     table.add_row("array, ratio", *(number(one.array_um2 / results[0].array_um2, ".3f") for one in results))
     table.add_row("total, ratio", *(number(one.total_um2 / results[0].total_um2, ".3f") for one in results))
-    if paths:
-        table.add_row("longest path, ns", *(number(path.longest, ".2f") for path in paths))
-        table.add_row("gates on it", *(str(path.levels) for path in paths))
+    if timing:
+        table.add_row("longest path, ns", *(number(one.timing.longest, ".2f") for one in results))
+        table.add_row("gates on it", *(str(one.timing.levels) for one in results))
     console().print(table)
 
 
@@ -163,6 +157,8 @@ def _synthesis(one: Any) -> dict[str, Any]:
     spec: AcceleratorSpec = one.spec
     parts = [dataclasses.asdict(part) | {"total_um2": part.total_um2} for part in one.components]
     totals = {"array_um2": one.array_um2, "total_um2": one.total_um2}
+    if one.timing is not None:
+        totals |= {"longest_path_ns": one.timing.longest, "gates_on_it": one.timing.levels}
     return {"machine": spec.name, "liberty": one.liberty, "booth": one.booth, "components": parts, **totals}
 
 

@@ -1,4 +1,4 @@
-"""A layer as the core is given it: blocks, beats of weight words, activations, and where its sums end up."""
+"""A layer as the machine is given it: loops, beats of weight words, inputs, and where its sums end up."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Program:
-    """What a core takes for a layer and an image.
+    """What a machine takes for a layer and an image.
 
     Attributes:
         storage: fields of `storage_layout`.
@@ -31,10 +31,10 @@ class Program:
         shape: of `shape_layout`.
         points: of `point_layout`, one a row of the array.
         banks: `(rows, inputs)` that each row of the array reads, planes of channels one after the other.
-        blocks: fields of `block_layout`, in order.
+        blocks: that come of the loops: fields of `block_layout`, in order.
         words: bytes of the codebook and of the weights, beat after beat.
         stream: the weights of a tile of output rows alone, as `pack` makes them.
-        activations: `(n, rows)`, in the order of the steps.
+        steps: that ask for inputs.
         addresses: of partial sums that are used in the memory of a tile.
     """
 
@@ -46,7 +46,7 @@ class Program:
     blocks: list[dict[str, Any]]
     words: bytes
     stream: bytes
-    activations: NDArray[np.int8]
+    steps: int
     addresses: int
 
 
@@ -118,20 +118,18 @@ def program(
     }
     assert max(per_row.values()) * unit <= row_bits(spec)
     blocks = _blocks(spec, layer, mapping, n, steps)
-    image = np.pad(ifmap, ((0, 0), (layer.padding[0], layer.padding[2]), (layer.padding[1], layer.padding[3])))
-    parts = [_activations(spec, layer, mapping, n, step, image) for step in steps]
     beat = spec.weight_port_bits
     stream = pack(stored, load_order(spec, layer, mapping, stored), beat)
     return Program(
         storage=storage,
         layer=_loops(spec, layer, mapping, n),
         shape=_shape(layer, mapping),
-        points=_points(spec, layer, mapping, n),
+        points=_points(spec, layer, mapping),
         banks=_banks(spec, layer, mapping, n, ifmap),
         blocks=blocks,
         words=_codebook(spec, layer, stored) + _whole_beats(stream, beat) * n.tiles.n,
         stream=stream,
-        activations=np.concatenate(parts),
+        steps=sum(one["positions"] * one["load"]["entries"] * one["load"]["input_sets"] for one in blocks),
         addresses=addresses,
     )
 
@@ -252,7 +250,7 @@ def _row_of(layer: Layer, mapping: Mapping, row: int) -> tuple[int, int, int]:
     return *divmod(point, mapping.fold), channel
 
 
-def _points(spec: AcceleratorSpec, layer: Layer, mapping: Mapping, n: Nest) -> list[dict[str, int]]:
+def _points(spec: AcceleratorSpec, layer: Layer, mapping: Mapping) -> list[dict[str, int]]:
     found = []
     for row in range(spec.rows):
         down, right = divmod(_row_of(layer, mapping, row)[1], layer.kernel[1])
@@ -275,6 +273,13 @@ def _banks(spec: AcceleratorSpec, layer: Layer, mapping: Mapping, n: Nest, ifmap
                 if at < c_in and group < n.groups.size(step):
                     banks[row, step, i] = ifmap[number * c_in + at].ravel()
     return banks.reshape(spec.rows, -1)
+
+
+def activations(spec: AcceleratorSpec, layer: Layer, mapping: Mapping, ifmap: NDArray[np.int8]) -> NDArray[np.int8]:
+    """What the fetch unit hands the core: `(steps, rows)` of a program."""
+    n = nest(spec, layer, mapping)
+    image = np.pad(ifmap, ((0, 0), (layer.padding[0], layer.padding[2]), (layer.padding[1], layer.padding[3])))
+    return np.concatenate([_activations(spec, layer, mapping, n, step, image) for step in _steps(n)])
 
 
 def _activations(

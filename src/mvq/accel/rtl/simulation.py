@@ -146,7 +146,7 @@ class Simulation:
             _run([str(self.program.resolve()), "in", "out", *more], folder, dict(os.environ))
             result = (folder / "out").read_bytes()
         cycle, cycles, n_layers, n_beats, n_steps, overflow, fault = struct.unpack_from("<7Q", result)
-        given = {"layers": 1, "beats": len(beats), "inputs": len(program.activations)}
+        given = {"layers": 1, "beats": len(beats), "inputs": program.steps}
         taken = dict(zip(given, (n_layers, n_beats, n_steps), strict=True))
         if taken != given or fault or cycle >= most_cycles:
             raise MvqError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tempfile
 from dataclasses import dataclass
@@ -9,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from mvq.accel.rtl.emit import run_yosys, scratch, verilog
-from mvq.accel.rtl.gates.liberty import Library, read_library, read_text
+from mvq.accel.rtl.gates.liberty import read_library, read_text
 from mvq.accel.rtl.gates.netlist import Netlist, flatten
+from mvq.accel.rtl.gates.timing import Timing, analyse
 from mvq.accel.spec import AcceleratorSpec
 from mvq.errors import MvqError
 
@@ -71,6 +73,7 @@ class Synthesis:
         booth: whether multipliers are of Booth form.
         components: in the order of `COMPONENTS`.
         cells: how many of each cell there are.
+        timing: of its paths, where that was asked for.
     """
 
     spec: AcceleratorSpec
@@ -78,6 +81,7 @@ class Synthesis:
     booth: bool
     components: tuple[Component, ...]
     cells: dict[str, int]
+    timing: Timing | None = None
 
     @property
     def array_um2(self) -> float:
@@ -90,7 +94,9 @@ class Synthesis:
         return sum(part.total_um2 for part in self.components)
 
 
-def synthesise(spec: AcceleratorSpec, liberty: Path, *, top: str = "mvq_machine", booth: bool = True) -> Synthesis:
+def synthesise(
+    spec: AcceleratorSpec, liberty: Path, *, top: str = "mvq_machine", booth: bool = True, timing: bool = False
+) -> Synthesis:
     """Map a machine to cells; areas are sums over cells, before placement, clock tree and wires.
 
     Args:
@@ -98,15 +104,19 @@ def synthesise(spec: AcceleratorSpec, liberty: Path, *, top: str = "mvq_machine"
         liberty: cell library, may be gzip.
         top: `mvq_machine`, or a module in it, such as `mvq_tile`.
         booth: multipliers in Booth form; otherwise as arrays of adders.
+        timing: find the longest path, too.
 
     Raises:
         ConfigError: if there is no RTL of such a machine.
-        FileError: if the library cannot be read or is none.
+        FileError: if the library cannot be read or is none; for timing also if it lacks units or functions.
         MissingDependencyError: if yosys is not installed.
         MvqError: if yosys fails, or leaves something that is no cell of the library.
     """
-    report = _mapped(spec, liberty, top, booth, "tee -q -o out.json stat -json -liberty cells.lib")
-    return _counted(spec, liberty, top, booth, {_plain(key): value for key, value in report["modules"].items()})
+    report, design = _mapped(spec, liberty, top, booth)
+    found = _counted(spec, liberty, top, booth, {_plain(key): value for key, value in report["modules"].items()})
+    if not timing:
+        return found
+    return dataclasses.replace(found, timing=analyse(flatten(design, top, read_library(liberty))))
 
 
 def netlist(spec: AcceleratorSpec, liberty: Path, *, top: str, booth: bool = True) -> Netlist:
@@ -115,12 +125,11 @@ def netlist(spec: AcceleratorSpec, liberty: Path, *, top: str, booth: bool = Tru
     Raises:
         As `synthesise`; FileError also if the library lacks units, or what is known of a cell.
     """
-    library: Library = read_library(liberty)
-    return flatten(_mapped(spec, liberty, top, booth, "write_json out.json"), top, library)
+    return flatten(_mapped(spec, liberty, top, booth)[1], top, read_library(liberty))
 
 
-def _mapped(spec: AcceleratorSpec, liberty: Path, top: str, booth: bool, last: str) -> dict[str, Any]:
-    """What a last command writes to `out.json` of the mapped design."""
+def _mapped(spec: AcceleratorSpec, liberty: Path, top: str, booth: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Statistics of the mapped design, and the design, as yosys writes them."""
     text = read_text(liberty)
     with tempfile.TemporaryDirectory(dir=scratch()) as name:
         folder = Path(name)
@@ -129,11 +138,12 @@ def _mapped(spec: AcceleratorSpec, liberty: Path, top: str, booth: bool, last: s
         gated = f"clockgate -liberty cells.lib -min_net_size {GATED}; " if "clock_gating_integrated" in text else ""
         run_yosys(
             f"read_verilog -sv core.sv; hierarchy -top {top}; synth -noabc {'-booth ' if booth else ''}-top {top}; "
-            f"{gated}dfflibmap -liberty cells.lib; abc -liberty cells.lib; opt_clean -purge; {last}",
+            f"{gated}dfflibmap -liberty cells.lib; abc -liberty cells.lib; opt_clean -purge; "
+            "tee -q -o stat.json stat -json -liberty cells.lib; write_json design.json",
             folder,
         )
-        report = (folder / "out.json").read_text(encoding="utf-8")
-    return json.loads(report[report.index("{") :])
+        report = (folder / "stat.json").read_text(encoding="utf-8")
+        return json.loads(report[report.index("{") :]), json.loads((folder / "design.json").read_text(encoding="utf-8"))
 
 
 def component_of(path: tuple[str, ...]) -> str:

@@ -13,7 +13,7 @@ from mvq.accel.functional.run import Machine
 from mvq.accel.rtl.cosim import inputs_of
 from mvq.accel.rtl.gates.run import run
 from mvq.accel.rtl.gates.timing import analyse
-from mvq.accel.rtl.program import program, sums
+from mvq.accel.rtl.program import activations, program, sums
 from mvq.accel.rtl.synthesis import component_of, netlist
 from mvq.errors import MvqError
 
@@ -93,10 +93,11 @@ def measure(machine: Machine, name: str, image: NDArray[np.floating], liberty: P
     work = program(spec, layer, mapping, stored, ifmap)
     wanted = run_layer(spec, layer, mapping, stored, work.stream, ifmap[None]).psums[0]
     gates = netlist(spec, liberty, top="mvq_core", booth=booth)
-    longest, period = analyse(gates).longest, 1e3 / spec.clock_mhz
+    timing, inputs = analyse(gates), activations(spec, layer, mapping, ifmap)
+    longest, period = timing.longest, 1e3 / spec.clock_mhz
     if longest * MARGIN > period:
         period = longest * MARGIN
-    done = run(spec, gates, work, ns=period)
+    done = run(spec, gates, work, inputs, ns=period, timing=timing)
     wrong = int((sums(spec, layer, mapping, done.memory) != wanted).sum())
     if wrong:
         raise MvqError(f"{wrong} of {wanted.size} partial sums of {name!r} on the gates of {spec.name!r} are wrong")
@@ -120,7 +121,7 @@ def measure(machine: Machine, name: str, image: NDArray[np.floating], liberty: P
         cycles=cycles,
         words=int(done.taken[:, 1].sum()),
         dense_macs=layer.dense_macs,
-        zero_activations=float((work.activations == 0).mean()),
+        zero_activations=float((inputs == 0).mean()),
         nonzero_weights=float((machine.network.codes[name] != 0).mean()),
         sums=wanted.size,
         parts=tuple(parts),

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from mvq.accel.rtl.column import ADDRESS_BITS
 from mvq.accel.rtl.gates.netlist import Netlist
 from mvq.accel.rtl.gates.switching import Switching
+from mvq.accel.rtl.gates.timing import Timing
 from mvq.accel.rtl.loader import storage_layout
 from mvq.accel.rtl.program import Program
 from mvq.accel.rtl.sequencer import block_layout
@@ -46,7 +47,14 @@ class Activity:
 
 
 def run(
-    spec: AcceleratorSpec, netlist: Netlist, program: Program, *, ns: float, most_cycles: int | None = None
+    spec: AcceleratorSpec,
+    netlist: Netlist,
+    program: Program,
+    activations: NDArray[np.int8],
+    *,
+    ns: float,
+    timing: Timing | None = None,
+    most_cycles: int | None = None,
 ) -> Activity:
     """Run a program on the gates of a core, without stalls.
 
@@ -54,13 +62,15 @@ def run(
         spec: machine.
         netlist: of its `mvq_core`.
         program: made for it.
+        activations: `(steps, rows)` of it.
         ns: period of the clock.
+        timing: of the netlist, where it is known.
         most_cycles: to stop after.
 
     Raises:
         MvqError: if gates are still at work at the end of a cycle, or a sum is written where there is none.
     """
-    gates = Switching(netlist, period=ns)
+    gates = Switching(netlist, period=ns, timing=timing)
     names = [component_of(path) for path in netlist.modules]
     components = tuple(dict.fromkeys(names))
     of_cell = np.array([components.index(name) for name in names])[netlist.module]
@@ -69,7 +79,7 @@ def run(
     streams = [
         _Stream("blocks", [_bits(block_layout(spec), block) for block in program.blocks]),
         _Stream("words", _split(program.words, spec.weight_port_bits)),
-        _Stream("activations", _split(program.activations.tobytes(), spec.rows * spec.activation_bits)),
+        _Stream("activations", _split(activations.tobytes(), spec.rows * spec.activation_bits)),
     ]
     memory = np.zeros((tiles, program.addresses, lanes), np.int64)
     gates.put_bits("storage", _bits(storage_layout(spec), program.storage))

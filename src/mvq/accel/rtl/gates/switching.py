@@ -81,6 +81,7 @@ class Switching:
         netlist: cells and nets.
         period: of the clock in ns.
         clock: port.
+        timing: of the netlist; worked out where it is not given.
 
     Attributes:
         timing: of the netlist.
@@ -91,9 +92,9 @@ class Switching:
         MvqError: if gates are in a loop.
     """
 
-    def __init__(self, netlist: Netlist, *, period: float, clock: str = "clk") -> None:
+    def __init__(self, netlist: Netlist, *, period: float, clock: str = "clk", timing: Timing | None = None) -> None:
         self.netlist = netlist
-        self.timing = analyse(netlist, clock)
+        self.timing = analyse(netlist, clock) if timing is None else timing
         self.period = round(period * STEPS)
         self._clock = netlist.ports[clock]
         self._model = _model(netlist, self.timing)
