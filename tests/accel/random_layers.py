@@ -31,6 +31,7 @@ def random_spec(rng, kind):
     }
     if base.dataflow == "ews":
         changes |= {"wrf_entries": rng.choice([2, 4, 8]), "prf_entries": rng.choice([1, 2, 8])}
+        changes |= {"arf_entries": rng.choice([1, 3, 4, 8])}
     return dataclasses.replace(base, name=f"{kind}-random", **changes)
 
 

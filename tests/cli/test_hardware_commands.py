@@ -50,6 +50,7 @@ def test_cosim(mvq, machine: Path, rtl_folder: Path) -> None:
     rows = json.loads(done.stdout)
     assert len(rows) == 3
     assert all(row["wrong"] == 0 and row["cycles"] == row["modelled"] > 0 for row in rows)
+    assert all(row["inputs"] == row["modelled_inputs"] > 0 for row in rows)
     stalled = mvq(*command, "--stalls", 0.5, "--layer", rows[1]["layer"])
     assert stalled.exit_code == 0, stalled.output
     on_gates = mvq(*command, "--layer", rows[1]["layer"], "--liberty", CELLS, "--json")

@@ -91,15 +91,16 @@ def cosim(
         rows = [dataclasses.asdict(one) for one in found]
         print_json(rows if spent is None else [rows[0] | {"gates": dataclasses.asdict(spent)}])
     else:
-        columns = [("layer", "<"), ("partial sums", ">"), ("differ", ">"), ("cycles", ">"), ("modelled", ">")]
+        names = ("partial sums", "differ", "cycles", "modelled", "inputs read", "modelled")
+        columns = [("layer", "<"), *((name, ">") for name in names)]
         table = make_table(f"{file.name} on {machine.spec.name}, RTL beside models", [*columns, ("not run", "<")])
         for one in found:
-            numbers = (one.sums, one.wrong, one.cycles, one.modelled)
+            numbers = (one.sums, one.wrong, one.cycles, one.modelled, one.inputs, one.modelled_inputs)
             table.add_row(one.layer, *(f"{n:,}" if one.why_not == "" else "" for n in numbers), one.why_not)
         console().print(table)
         if spent is not None:
             _energy(spent, liberty)
-    if any(one.wrong or (stalls == 0 and one.cycles != one.modelled) for one in found):
+    if any(not one.agrees(stalled=stalls > 0) for one in found):
         raise MvqError("RTL and models differ")
 
 

@@ -73,7 +73,7 @@ def layer_actions(spec: AcceleratorSpec, layer: Layer, mapping: Mapping) -> Acti
     points = layer.n_points * layer.passes(spec)
     macs, loads = layer.executed_macs(spec), n.tiles.n
     spread = layer.n_weights if spec.tile == "dense" else round(layer.n_weights * layer.density_on(spec))
-    fetched = _fetches(layer, layer.passes(spec), spec.arf_entries, mapping.b, mapping.fold, n.entries)
+    fetched = _fetches(layer, layer.passes(spec), mapping.fold, n.entries)
     fetched *= layer.c_in * n.outputs.n
     partial = positions * layer.c_out * (n.inputs.n * n.entries.n - 1) * spec.psum_bytes
     subvectors = 0
@@ -106,11 +106,11 @@ def _input_bytes(layer: Layer, mapping: Mapping, tiles: Extent, n_output_steps: 
 
 
 @functools.lru_cache(maxsize=4096)
-def _fetches(layer: Layer, passes: int, arf_entries: int, b: int, fold: int, entries: Extent) -> int:
+def _fetches(layer: Layer, passes: int, fold: int, entries: Extent) -> int:
     """Activations of one channel that are fetched from L1 for one step over outputs.
 
-    Along an output row, an input that several kernel points of a block need on one row of the array is fetched once,
-    where its registers hold the window.
+    Along an output row, an input that another kernel point of a block needed one output before on the same row of the
+    array is still in its registers.
     """
     total = 0
     for block in range(entries.n):
@@ -118,17 +118,27 @@ def _fetches(layer: Layer, passes: int, arf_entries: int, b: int, fold: int, ent
         steps = sorted({e // passes for e in range(first, first + entries.size(block))})
         for lane in range(fold):
             points = [p[lane] for step in steps if lane < len(p := points_of(layer, fold, step))]
-            total += _lane_fetches(layer, arf_entries, b, points)
+            total += _lane_fetches(layer, frozenset(divmod(p, layer.kernel[1]) for p in points))
     return total
 
 
-def _lane_fetches(layer: Layer, arf_entries: int, b: int, points: list[int]) -> int:
+@functools.lru_cache(maxsize=4096)
+def _lane_fetches(layer: Layer, points: frozenset[tuple[int, int]]) -> int:
     """Of the rows that see these kernel points."""
-    height, width = layer.kernel
-    rows = {y: [p % width for p in points if p // width == y] for y in range(height)}
-    window = sum((max(xs) - min(xs)) * layer.dilation[1] + 1 for xs in rows.values() if xs)
-    reuse = b * window <= arf_entries
-    return sum(valid_rows(layer, y) * touched_columns(layer, tuple(xs), reuse) for y, xs in rows.items() if xs)
+    hop = kernel_hop(layer)
+    total = 0
+    for y, x in points:
+        kept = hop > 0 and (y, x + hop) in points
+        offset = x * layer.dilation[1] - layer.padding[1]
+        outputs = range(1 if kept else layer.out_size[1])
+        total += valid_rows(layer, y) * sum(0 <= o * layer.stride[1] + offset < layer.in_size[1] for o in outputs)
+    return total
+
+
+def kernel_hop(layer: Layer) -> int:
+    """Columns of the kernel that an input goes back by from one output to the next; 0 if it falls between them."""
+    hop, rest = divmod(layer.stride[1], layer.dilation[1])
+    return 0 if rest else hop
 
 
 @functools.lru_cache(maxsize=4096)
@@ -136,15 +146,3 @@ def valid_rows(layer: Layer, y: int) -> int:
     """Output rows for which a kernel row lies inside the input."""
     offset = y * layer.dilation[0] - layer.padding[0]
     return sum(0 <= o * layer.stride[0] + offset < layer.in_size[0] for o in range(layer.out_size[0]))
-
-
-@functools.lru_cache(maxsize=4096)
-def touched_columns(layer: Layer, xs: tuple[int, ...], reuse: bool) -> int:
-    """Input columns that kernel points at `xs` touch along an output row: distinct ones, or all of them."""
-    touched = [
-        column
-        for o in range(layer.out_size[1])
-        for x in xs
-        if 0 <= (column := o * layer.stride[1] + x * layer.dilation[1] - layer.padding[1]) < layer.in_size[1]
-    ]
-    return len(set(touched)) if reuse else len(touched)

@@ -222,7 +222,7 @@ def count(spec: AcceleratorSpec, layer: Layer, mapping: Mapping) -> dict[str, in
                     for some in _parts(range(len(entries)), mapping.d):
                         steps = sorted({tuple(entries[i]) for i in some})
                         for row in rows:
-                            fetched = _fetched(spec, layer, mapping, row, steps)
+                            fetched = _fetched(layer, mapping, row, steps)
                             found["arf_writes"] += fetched * len(channels) * len(groups)
                         work = len(rows) * layer.out_size[1] * len(groups)
                         for _ in _parts(range(len(columns)), spec.cols):
@@ -243,23 +243,24 @@ def _input(layer: Layer, rows: list[int]) -> int:
     return moved.load
 
 
-def _fetched(spec: AcceleratorSpec, layer: Layer, mapping: Mapping, row: int, steps: list[tuple[int, ...]]) -> int:
-    """Inputs that the rows of the array fetch for one output row of one channel: the rows share nothing."""
+def _fetched(layer: Layer, mapping: Mapping, row: int, steps: list[tuple[int, ...]]) -> int:
+    """Inputs that the rows of the array fetch for one output row of one channel: the rows share nothing.
+
+    Registers keep what was used for one output until it has been used for the next.
+    """
     n = 0
     for lane in range(mapping.fold):
-        points = [step[lane] for step in steps if lane < len(step)]
-        held, needed = 0, []
-        for y in range(layer.kernel[0]):
-            xs = [p % layer.kernel[1] for p in points if p // layer.kernel[1] == y]
-            if not xs:
-                continue
-            offsets = [x * layer.dilation[1] for x in xs]
-            held += len(range(min(offsets), max(offsets) + 1))
-            source = row * layer.stride[0] + y * layer.dilation[0] - layer.padding[0]
-            for column in range(layer.out_size[1]):
-                for offset in offsets:
-                    place = column * layer.stride[1] + offset - layer.padding[1]
-                    if 0 <= source < layer.in_size[0] and 0 <= place < layer.in_size[1]:
-                        needed.append((source, place))
-        n += len(set(needed)) if mapping.b * held <= spec.arf_entries else len(needed)
+        points = [divmod(step[lane], layer.kernel[1]) for step in steps if lane < len(step)]
+        before: set[tuple[int, int]] = set()
+        for column in range(layer.out_size[1]):
+            needed = {
+                (
+                    row * layer.stride[0] + y * layer.dilation[0] - layer.padding[0],
+                    column * layer.stride[1] + x * layer.dilation[1] - layer.padding[1],
+                )
+                for y, x in points
+            }
+            inside = {(y, x) for y, x in needed if 0 <= y < layer.in_size[0] and 0 <= x < layer.in_size[1]}
+            n += len(inside - before)
+            before = needed
     return n

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mvq.accel.cycle import Actions, Cycles
-from mvq.accel.cycle.actions import touched_columns, valid_rows
+from mvq.accel.cycle.actions import valid_rows
 from mvq.accel.cycle.model import transfer_cycles
 from mvq.accel.mapping import Extent, most_input_rows
 from mvq.accel.rivals.common import Job
@@ -84,7 +84,12 @@ def window_values(job: Job) -> int:
     """Input values that an array fetches for all positions once, overlaps along an output row fetched once."""
     layer = job.layer
     height, width = layer.kernel
-    columns = touched_columns(layer, tuple(range(width)), True)
+    touched = {
+        o * layer.stride[1] + x * layer.dilation[1] - layer.padding[1]
+        for o in range(layer.out_size[1])
+        for x in range(width)
+    }
+    columns = sum(0 <= column < layer.in_size[1] for column in touched)
     return layer.c_in * sum(valid_rows(layer, y) * columns for y in range(height))
 
 

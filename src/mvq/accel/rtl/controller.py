@@ -12,6 +12,7 @@ from amaranth.lib.wiring import In, Out
 from mvq.accel.rtl.column import ADDRESS_BITS
 from mvq.accel.rtl.loader import COUNT_BITS, MAX_PASSES, load_command_layout
 from mvq.accel.rtl.parts import Part
+from mvq.accel.rtl.registers import Latches, line_of, ones_below
 from mvq.accel.rtl.sequencer import block_layout
 from mvq.accel.spec import AcceleratorSpec
 
@@ -34,7 +35,8 @@ def shape_layout() -> data.StructLayout:
     `width` outputs lie in a row, `right` and `down` apart; a bank holds planes of `plane` inputs, `columns` by `rows`.
     From step to step of a folded kernel a point goes on by `over` columns and `under` rows, by `offset`; where it
     leaves the kernel's columns (`kernel_columns`, dilated), it goes back by them and down by `dilation`, by `wrapped`
-    in all. Below `kernel_rows` there are no more points.
+    in all. Below `kernel_rows` there are no more points. The step of a block that, one output before, took the input of
+    a step's is `reach` entries after it; 0 if there is none.
     """
     place, address = PLACE_BITS, signed(INPUT_BITS + 2)
     return data.StructLayout(
@@ -54,6 +56,7 @@ def shape_layout() -> data.StructLayout:
             "kernel_columns": place,
             "offset": address,
             "wrapped": address,
+            "reach": COUNT_BITS,
         }
     )
 
@@ -95,8 +98,14 @@ def layer_layout(spec: AcceleratorSpec) -> data.StructLayout:
             "tile_step": address,
             "input_step": INPUT_BITS,
             "group_step": INPUT_BITS,
+            "shift": _pair(slot_bits(spec)),
         }
     )
+
+
+def slot_bits(spec: AcceleratorSpec) -> int:
+    """Of a register of activations."""
+    return max((spec.arf_entries - 1).bit_length(), 1)
 
 
 #: Outermost first.
@@ -109,7 +118,7 @@ def fetch_layout(spec: AcceleratorSpec) -> data.StructLayout:
     For each of `tile_rows` rows of outputs from input row `top` on, and their columns: `entries` steps over kernel
     points, from the first where `fresh` and otherwise from where the block before ended, a new one in each `passes`
     from pass `first_pass` on; for each of them `input_sets` planes from `address` on. So many rows of the array take
-    part: `rows`, of the last set `last_rows`.
+    part: `rows`, of the last set `last_rows`. From output to output the registers of inputs go on by `shift`.
     """
     rows = spec.rows.bit_length()
     return data.StructLayout(
@@ -124,6 +133,7 @@ def fetch_layout(spec: AcceleratorSpec) -> data.StructLayout:
             "input_sets": COUNT_BITS,
             "rows": rows,
             "last_rows": rows,
+            "shift": slot_bits(spec),
         }
     )
 
@@ -245,11 +255,16 @@ class Controller(Part):
             fetch.input_sets.eq(load.input_sets),
             fetch.rows.eq(load.rows),
             fetch.last_rows.eq(load.last_rows),
+            fetch.shift.eq(layer.shift[last["inputs"]]),
         ]
 
 
 class Fetch(Part):
     """Reads inputs for the rows of the array from banks of L1, one for each row, and gives zeros for padding.
+
+    Each row keeps what it read in `arf_entries` registers. A block has one for each kernel point and set of channels.
+    From output to output they turn, so that a point finds in its own what the point `reach` entries later read there
+    for the output before: the same input, if it lies in the same row of the kernel. Only what is not there is read.
 
     Args:
         spec: machine.
@@ -297,7 +312,7 @@ class Fetch(Part):
         last = {name: Signal(name=f"last_{name}") for name in counts}
         m.d.comb += [last[name].eq(counts[name] + 1 == limits[name]) for name in counts]
         asks, over = Signal(), Signal()
-        ends: dict[str, Value] = {}
+        ends: dict[str, Value] = {"asks": asks}
         inner: Value = asks
         for name, count in counts.items():
             ends[name] = inner & last[name]
@@ -319,23 +334,27 @@ class Fetch(Part):
             m.d.sync += [block.eq(then), busy.eq(1)]
         with m.Elif(over):
             m.d.sync += busy.eq(0)
-        move, reset = self._passes(m, block, then, ends, takes)
+        number, move, reset = self._passes(m, block, then, ends, takes)
+        slot, again, near = self._slots(m, block, counts, number, ends, takes)
         place = self._place(m, then, ends, takes)
-        wanted = Signal(spec.rows, name="wanted")
+        inside, reached = Signal(spec.rows, name="inside"), Signal(spec.rows, name="reached")
         for i in range(spec.rows):
-            self._row(m, i, place, move, ends, takes, reset, wanted)
+            self._row(m, i, place, move, ends, takes, reset, inside, reached)
         rows = Mux(last["set"], block.last_rows, block.rows)
-        taking = Signal(spec.rows)
-        m.d.comb += [taking[i].eq(rows > i) for i in range(spec.rows)]
-        m.d.comb += self.reads.payload.rows.eq(wanted & taking)
-        self._answers(m, busy, asks)
+        wanted, kept = Signal(spec.rows), Signal(spec.rows)
+        m.d.comb += [
+            wanted.eq(inside & ones_below(m, rows, spec.rows, "taking")),
+            kept.eq(again.replicate(spec.rows) | near.replicate(spec.rows) & reached),
+            self.reads.payload.rows.eq(wanted & ~kept),
+        ]
+        self._answers(m, busy, asks, wanted, slot)
         m.d.comb += self.idle.eq(~busy & ~waits & ~self.activations.valid & ~self.asked)
         return m
 
     def _passes(
         self, m: Module, block: data.View, then: data.View, ends: dict[str, Value], takes: Signal
-    ) -> tuple[Signal, Signal]:
-        """Whether the kernel points move with this step, and whether they begin anew with the block that is taken."""
+    ) -> tuple[Signal, Signal, Signal]:
+        """The pass; whether kernel points move with this step, and whether they begin anew with the block taken."""
         number = Signal(range(MAX_PASSES), name="pass_number")
         wraps, move, reset = Signal(), Signal(), Signal()
         m.d.comb += [
@@ -349,7 +368,45 @@ class Fetch(Part):
             m.d.sync += number.eq(block.first_pass)
         with m.If(takes):
             m.d.sync += number.eq(then.first_pass)
-        return move, reset
+        return number, move, reset
+
+    def _slots(
+        self,
+        m: Module,
+        block: data.View,
+        counts: dict[str, Signal],
+        number: Signal,
+        ends: dict[str, Value],
+        takes: Signal,
+    ) -> tuple[Signal, Signal, Signal]:
+        """The register of a step; whether an earlier pass has filled it, or may have for the output before."""
+        entries, bits = self.spec.arf_entries, slot_bits(self.spec)
+        # Of this step, of the first set of its point, and of the first point of its output.
+        slot, point, line = (Signal(bits, name=f"slot{name}") for name in ("", "_of_point", "_of_output"))
+        asks = ends["asks"]
+        after, turned = (Signal(bits, name=f"slot_{name}") for name in ("after", "turned"))
+        further = Signal(bits + 1)
+        m.d.comb += [
+            after.eq(Mux(slot == entries - 1, 0, slot + 1)),
+            further.eq(line + block.shift),
+            turned.eq(Mux(further >= entries, further - entries, further)),
+        ]
+        again, near = Signal(), Signal()
+        passes_left = number + 1 != block.passes
+        with m.If(asks):
+            m.d.sync += slot.eq(after)
+        with m.If(ends["set"]):
+            m.d.sync += [slot.eq(Mux(passes_left, point, after)), point.eq(Mux(passes_left, point, after))]
+        with m.If(ends["entry"]):
+            m.d.sync += [register.eq(turned) for register in (slot, point, line)]
+        with m.If(takes):
+            m.d.sync += [register.eq(0) for register in (slot, point, line)]
+        reach = self.shape.reach
+        m.d.comb += [
+            again.eq((counts["entry"] != 0) & (number != 0)),
+            near.eq((counts["x"] != 0) & (reach != 0) & (counts["entry"] + reach < block.entries + number)),
+        ]
+        return slot, again, near
 
     def _place(self, m: Module, then: data.View, ends: dict[str, Value], takes: Signal) -> dict[str, Signal]:
         """Of the upper left kernel point: row, column and address, and the address of the plane's set."""
@@ -395,9 +452,13 @@ class Fetch(Part):
         ends: dict[str, Value],
         takes: Signal,
         reset: Signal,
-        wanted: Signal,
+        inside: Signal,
+        reached: Signal,
     ) -> None:
-        """A row's kernel point: where it is, where the block began with it, and where it goes."""
+        """A row's kernel point: where it is, where the block began with it, and where it goes.
+
+        Whether it lies `inside` the input, and whether an output `reached` this input before in the same kernel row.
+        """
         shape, start = self.shape, self.points[i]
         now, began, later = (Signal(point_layout(), name=f"{name}_{i}") for name in ("point", "began", "later"))
         wraps = Signal(name=f"wraps_{i}")
@@ -422,19 +483,21 @@ class Fetch(Part):
             row.eq(place["row"] + now.row),
             at.eq(place["column"] + now.column),
             self.reads.payload.addresses[i].eq(place["plane"] + now.offset),
-            wanted[i].eq(
+            reached[i].eq(now.column + shape.right < shape.kernel_columns),
+            inside[i].eq(
                 (row >= 0) & (row < shape.rows) & (at >= 0) & (at < shape.columns) & (now.row < shape.kernel_rows)
             ),
         ]
 
-    def _answers(self, m: Module, busy: Signal, asks: Signal) -> None:
-        """What was read comes a cycle later, and waits here until the core takes it."""
+    def _answers(self, m: Module, busy: Signal, asks: Signal, wanted: Signal, slot: Signal) -> None:
+        """What was read comes a cycle later; with what was kept it waits here until the core takes it."""
         spec = self.spec
         values = data.ArrayLayout(signed(spec.activation_bits), spec.rows)
-        asked, kept = self.asked, Signal(spec.rows)
+        asked, takes, read = self.asked, Signal(spec.rows, name="takes"), Signal(spec.rows, name="was_read")
+        lines, at = Signal(spec.arf_entries, name="slot_lines"), Signal.like(slot, name="slot_at")
         held = [Signal(values, name=f"held_{i}", reset_less=True) for i in range(AHEAD)]
         n, put, get = Signal(range(AHEAD + 1)), Signal(range(AHEAD)), Signal(range(AHEAD))
-        room, gone, masked = Signal(), Signal(), Signal(values)
+        room, gone, given = Signal(), Signal(), Signal(values, name="given")
         m.d.comb += [
             room.eq(n + asked < AHEAD),
             self.reads.valid.eq(busy & room),
@@ -442,13 +505,26 @@ class Fetch(Part):
             self.activations.valid.eq(n != 0),
             gone.eq(self.activations.valid & self.activations.ready),
         ]
-        m.d.comb += [masked[i].eq(Mux(kept[i], self.found[i], 0)) for i in range(spec.rows)]
+        for i in range(spec.rows):
+            file = m.submodules[f"kept_{i}"] = Latches(spec.arf_entries, spec.activation_bits)
+            (kept,) = file.read(m, [at])
+            m.d.comb += [
+                file.enable.eq(asked & read[i]),
+                file.lines.eq(lines),
+                file.data.eq(self.found[i]),
+                given[i].eq(Mux(takes[i], Mux(read[i], self.found[i], kept.as_signed()), 0)),
+            ]
         m.d.sync += [asked.eq(asks), n.eq(n + asked - gone)]
         with m.If(asks):
-            m.d.sync += kept.eq(self.reads.payload.rows)
+            m.d.sync += [
+                takes.eq(wanted),
+                read.eq(self.reads.payload.rows),
+                at.eq(slot),
+                lines.eq(line_of(m, slot, spec.arf_entries, "next_lines")),
+            ]
         for i, value in enumerate(held):
             with m.If(asked & (put == i)):
-                m.d.sync += value.eq(masked)
+                m.d.sync += value.eq(given)
             with m.If(get == i):
                 m.d.comb += self.activations.payload.eq(value)
         with m.If(asked):

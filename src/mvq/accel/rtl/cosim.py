@@ -1,4 +1,4 @@
-"""RTL and models side by side: a layer through both, every partial sum and every cycle compared."""
+"""RTL and models side by side: a layer through both, every partial sum, cycle and read of an input compared."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mvq.accel.cycle import layer_cycles
+from mvq.accel.cycle import layer_actions, layer_cycles
 from mvq.accel.functional.array import run_layer
 from mvq.accel.functional.run import Machine
 from mvq.accel.functional.words import StoredWeight
@@ -33,6 +33,8 @@ class Compared:
         wrong: of them, those that differ.
         cycles: of the RTL, from the first load to the last sum in memory.
         modelled: of the cycle view, without the waits for memory that lie outside the core.
+        inputs: that the RTL read from L1.
+        modelled_inputs: that the models count.
         why_not: why the RTL cannot take the layer; empty if it was run.
     """
 
@@ -41,7 +43,14 @@ class Compared:
     wrong: int = 0
     cycles: int = 0
     modelled: int = 0
+    inputs: int = 0
+    modelled_inputs: int = 0
     why_not: str = ""
+
+    def agrees(self, *, stalled: bool) -> bool:
+        """Whether RTL and models do; a run that was stalled takes more cycles."""
+        same = self.wrong == 0 and self.inputs == self.modelled_inputs
+        return same and (self.cycles >= self.modelled if stalled else self.cycles == self.modelled)
 
 
 def cosim(
@@ -86,6 +95,8 @@ def cosim(
         wrong=int((found != wanted).sum()),
         cycles=done.cycles,
         modelled=modelled.compute + modelled.bubble + modelled.weights,
+        inputs=done.inputs,
+        modelled_inputs=layer_actions(spec, layer, mapping).arf_writes,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mvq.accel.cycle.actions import kernel_hop
 from mvq.accel.functional.words import StoredWeight, load_order, pack
 from mvq.accel.mapping import Extent, Mapping, Nest, nest, points_of
 from mvq.accel.rtl.column import ADDRESS_BITS
@@ -123,7 +124,7 @@ def program(
     return Program(
         storage=storage,
         layer=_loops(spec, layer, mapping, n),
-        shape=_shape(layer, mapping),
+        shape=_shape(spec, layer, mapping, n),
         points=_points(spec, layer, mapping),
         banks=_banks(spec, layer, mapping, n, ifmap),
         blocks=blocks,
@@ -216,11 +217,21 @@ def _loops(spec: AcceleratorSpec, layer: Layer, mapping: Mapping, n: Nest) -> di
         "tile_step": tile_down * wide,
         "input_step": -(-n.inputs.full // spec.rows) * plane,
         "group_step": -(-(layer.c_in // layer.groups) // spec.rows) * plane,
+        "shift": pair(
+            n.inputs, lambda channels: _steps_back(layer, mapping) * -(-channels // spec.rows) % spec.arf_entries
+        ),
     }
 
 
-def _shape(layer: Layer, mapping: Mapping) -> dict[str, int]:
+def _steps_back(layer: Layer, mapping: Mapping) -> int:
+    """Folded kernel points after one, on the same row of the array, lies that which an input met an output before."""
+    steps, rest = divmod(kernel_hop(layer), mapping.fold)
+    return 0 if rest else steps
+
+
+def _shape(spec: AcceleratorSpec, layer: Layer, mapping: Mapping, n: Nest) -> dict[str, int]:
     """How inputs lie, and how folded kernel points go on."""
+    reach = _steps_back(layer, mapping) * layer.passes(spec)
     (down, right), (below, beside) = layer.stride, layer.dilation
     wide = layer.in_size[1]
     under, over = (step * by for step, by in zip(divmod(mapping.fold, layer.kernel[1]), layer.dilation, strict=True))
@@ -241,6 +252,7 @@ def _shape(layer: Layer, mapping: Mapping) -> dict[str, int]:
         "kernel_columns": layer.kernel[1] * beside,
         "offset": offset,
         "wrapped": offset + below * wide - layer.kernel[1] * beside,
+        "reach": reach if reach < n.entries.full else 0,
     }
 
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from amaranth.hdl import Cat, ClockSignal, Const, Instance, Module, Mux, Signal, Value
+from amaranth.hdl import Array, Cat, ClockSignal, Const, Instance, Module, Mux, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
+
+from mvq.accel.rtl.parts import Parts
 
 #: The module that `Latches` is an instance of; part of every emitted file.
 LATCHES_VERILOG = """\
@@ -71,8 +73,17 @@ class Latches(wiring.Component):
         )
 
     def elaborate(self, platform: object) -> Module:
-        """The latches."""
+        """The latches; in simulation by Amaranth, flip-flops that are written and read in the same cycles."""
         m = Module()
+        if not isinstance(platform, Parts):
+            words = Array(Signal(self.width, name=f"word_{i}") for i in range(self.n_words))
+            for i in range(self.n_words):
+                with m.If(self.enable & self.lines[i]):
+                    m.d.sync += words[i].eq(self.data)
+            for i in range(self.n_ports):
+                address = self.addresses.word_select(i, self.address_bits)
+                m.d.comb += self.values.word_select(i, self.width).eq(words[address])
+            return m
         m.submodules.latches = Instance(
             "mvq_latches",
             p_WORDS=self.n_words,

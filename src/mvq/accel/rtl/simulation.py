@@ -34,11 +34,13 @@ class Simulated:
 
     Attributes:
         cycles: from the first load to the last sum in memory.
+        inputs: read from the banks of L1.
         memory: partial sums `(tiles, addresses, d)`.
         overflow: whether one left `psum_bits`.
     """
 
     cycles: int
+    inputs: int
     memory: NDArray[np.int64]
     overflow: bool
 
@@ -145,16 +147,16 @@ class Simulation:
             more = [str(waves.resolve())] if waves is not None else []
             _run([str(self.program.resolve()), "in", "out", *more], folder, dict(os.environ))
             result = (folder / "out").read_bytes()
-        cycle, cycles, n_layers, n_beats, n_steps, overflow, fault = struct.unpack_from("<7Q", result)
-        given = {"layers": 1, "beats": len(beats), "inputs": program.steps}
+        cycle, cycles, n_layers, n_beats, n_steps, inputs, overflow, fault = struct.unpack_from("<8Q", result)
+        given = {"layers": 1, "beats": len(beats), "steps": program.steps}
         taken = dict(zip(given, (n_layers, n_beats, n_steps), strict=True))
         if taken != given or fault or cycle >= most_cycles:
             raise MvqError(
                 f"RTL of {spec.name!r} stopped after {cycle} cycles with {taken} of {given}"
                 + " and used an address that it has not" * bool(fault)
             )
-        found = np.frombuffer(result, np.int64, offset=56).reshape(memory.shape)
-        return Simulated(cycles=cycles, memory=found, overflow=bool(overflow))
+        found = np.frombuffer(result, np.int64, offset=64).reshape(memory.shape)
+        return Simulated(cycles=cycles, inputs=inputs, memory=found, overflow=bool(overflow))
 
 
 def find_verilator() -> tuple[str, Path]:

@@ -136,7 +136,7 @@ int main(int argc, char **argv) {
   const unsigned row = h.lanes * h.psum_bits;
   Words read_data((h.tiles * row + 31) / 32 + 2), results(read_data.size()), reads(h.tiles / 32 + 3), writes(reads.size());
   Words asked((h.rows * (1 + h.input_bits) + 31) / 32 + 2), found((h.rows * 8 + 31) / 32 + 2);
-  uint64_t steps = 0;
+  uint64_t steps = 0, inputs = 0;
   bool granted = false;
   Words read_at((h.tiles * h.address_bits + 31) / 32 + 2), write_at(read_at.size());
   const int64_t sign = int64_t(1) << (h.psum_bits - 1);
@@ -179,6 +179,7 @@ int main(int argc, char **argv) {
         uint64_t value = 0xa5;
         if (asked[row / 32] >> (row % 32) & 1) {
           const uint64_t at = field(asked, h.rows + uint64_t(row) * h.input_bits, h.input_bits);
+          ++inputs;
           if (at >= h.inputs) fault = true;
           else value = uint8_t(banks[std::size_t(row) * h.inputs + at]);
         }
@@ -222,7 +223,7 @@ int main(int argc, char **argv) {
 #endif
   (void)time;
   File out(argv[2], "wb");
-  const uint64_t facts[7] = {cycle, last_write - began, layers.next, words.next, steps,
+  const uint64_t facts[8] = {cycle, last_write - began, layers.next, words.next, steps, inputs,
                              uint64_t(machine->overflow), uint64_t(fault)};
   out.write(facts, sizeof facts);
   out.write(memory.data(), memory.size() * 8);
