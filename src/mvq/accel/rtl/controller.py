@@ -281,7 +281,7 @@ class Fetch(Part):
     module = "mvq_fetch"
 
     def __init__(self, spec: AcceleratorSpec) -> None:
-        self.spec, self.asked = spec, Signal()
+        self.spec, self.asked = spec, Signal(name="asked")
         values = data.ArrayLayout(signed(spec.activation_bits), spec.rows)
         reads = data.StructLayout({"rows": spec.rows, "addresses": data.ArrayLayout(INPUT_BITS, spec.rows)})
         super().__init__(
@@ -341,7 +341,7 @@ class Fetch(Part):
         for i in range(spec.rows):
             self._row(m, i, place, move, ends, takes, reset, inside, reached)
         rows = Mux(last["set"], block.last_rows, block.rows)
-        wanted, kept = Signal(spec.rows), Signal(spec.rows)
+        wanted, kept = (Signal(spec.rows, name=name) for name in ("wanted", "kept"))
         m.d.comb += [
             wanted.eq(inside & ones_below(m, rows, spec.rows, "taking")),
             kept.eq(again.replicate(spec.rows) | near.replicate(spec.rows) & reached),
@@ -391,7 +391,7 @@ class Fetch(Part):
             further.eq(line + block.shift),
             turned.eq(Mux(further >= entries, further - entries, further)),
         ]
-        again, near = Signal(), Signal()
+        again, near = (Signal(name=name) for name in ("again", "near"))
         passes_left = number + 1 != block.passes
         with m.If(asks):
             m.d.sync += slot.eq(after)
@@ -496,7 +496,8 @@ class Fetch(Part):
         asked, takes, read = self.asked, Signal(spec.rows, name="takes"), Signal(spec.rows, name="was_read")
         lines, at = Signal(spec.arf_entries, name="slot_lines"), Signal.like(slot, name="slot_at")
         held = [Signal(values, name=f"held_{i}", reset_less=True) for i in range(AHEAD)]
-        n, put, get = Signal(range(AHEAD + 1)), Signal(range(AHEAD)), Signal(range(AHEAD))
+        n = Signal(range(AHEAD + 1), name="n_held")
+        put, get = (Signal(range(AHEAD), name=f"{name}_at") for name in ("put", "get"))
         room, gone, given = Signal(), Signal(), Signal(values, name="given")
         m.d.comb += [
             room.eq(n + asked < AHEAD),

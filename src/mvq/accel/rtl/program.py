@@ -252,7 +252,7 @@ def _shape(spec: AcceleratorSpec, layer: Layer, mapping: Mapping, n: Nest) -> di
         "kernel_columns": layer.kernel[1] * beside,
         "offset": offset,
         "wrapped": offset + below * wide - layer.kernel[1] * beside,
-        "reach": reach if reach < n.entries.full else 0,
+        "reach": reach if reach < n.entries.full + layer.passes(spec) - 1 else 0,
     }
 
 
