@@ -3,8 +3,9 @@
     uv run python -m benchmarks.hardware --liberty FILE.lib[.gz] [--liberty ...] [--sides 16 32 64] [--kinds ews ...]
 
 Yosys maps each machine to the cells of each library (`mvq synth`). Rows go to `results/hardware_area.csv`;
-those that are there stay unless `--force` is given. `--sram FILE.lib` adds what a library says of its memories to
-`results/hardware_sram.csv`. `docs/results-hardware.md` is made from them; without `--liberty` and `--sram` only that.
+those that are there stay unless `--force` is given; `--only COMPONENT` measures a component of these machines again,
+by itself. `--sram FILE.lib` adds what a library says of its memories to `results/hardware_sram.csv`.
+`docs/results-hardware.md` is made from them; without `--liberty` and `--sram` only that.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from mvq.accel.cost import CostTable, area, energy
 from mvq.accel.cost.scaling import energy_factor
 from mvq.accel.cycle import run_network
 from mvq.accel.rtl.gates.liberty import read_library
-from mvq.accel.rtl.synthesis import ARRAY, Synthesis, synthesise
+from mvq.accel.rtl.synthesis import ARRAY, COMPONENTS, Synthesis, synthesise
 from mvq.accel.shapes import shapes_of
 from mvq.accel.spec import preset
 from mvq.accel.workload import Layer
@@ -41,15 +42,15 @@ INTRODUCTION = """\
 Made by `python -m benchmarks.hardware` from `hardware_area.csv` and `hardware_energy.csv` in `benchmarks/results`: the
 machines that `mvq rtl` writes, mapped by yosys to cell libraries without a constraint on time, all multipliers in Booth
 form unless the table says that none is. Sums over cells: before placement, clock tree and wires. The core is sequencer,
-loader and array; the machine has the controller, the fetching of inputs and the output unit besides. L1 and L2 are in
-neither.
+loader, array and the registers of inputs; the machine has the controller, the fetching of inputs and the output unit
+besides. L1 and L2 are in neither.
 """
 RATIOS = """\
 The paper has 0.50 of EWS and 0.45 of EWS-CM for its sparse array at 64 x 64 (quoted, another flow and node); the goal
 is to be at or below both. Its arrays have loader and codebook in them, since that of EWS-CM is larger than that of EWS:
 they are the cores here. Machines differ in the tile rows and the loader alone: trees, partial sums and control are the
 same."""
-COMPONENTS = """\
+BY_COMPONENT = """\
 Tile rows hold weight registers, multipliers, products and their routing. The codebook lies in latches with a read port
 for each tile; that of packed codewords is smaller by what they leave out."""
 MODEL = """\
@@ -58,7 +59,9 @@ here without what the core does not have, and taken back from the table's node t
 length."""
 #: Components that are not in the core.
 OUTSIDE = ("controller", "fetch of inputs", "output unit", "machine")
-#: Levels of the model's areas; the registers of activations belong to what fetches them.
+#: Registers of the fetching of inputs; they are.
+INPUTS = "registers of inputs"
+#: Levels of the model's areas.
 IN_THE_CORE = ("array", "registers", "loader")
 #: The library that the model's parts come from, and its node.
 MODELLED, LIBRARY_NM = "nangate45_typ", 45.0
@@ -160,6 +163,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--sides", type=int, nargs="+", default=[16, 32, 64])
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--no-booth", action="store_true", help="multipliers as arrays of adders")
+    alone = {COMPONENTS[module]: module for module in ("mvq_controller", "mvq_fetch", "mvq_output")}
+    parser.add_argument("--only", choices=alone, help="measure a component again, of machines that have rows")
     parser.add_argument("--force", action="store_true", help="measure again what was measured")
     parser.add_argument("--sram", type=Path, action="append", default=[], metavar="FILE", help="library of memories")
     args = parser.parse_args(argv)
@@ -171,15 +176,20 @@ def main(argv: Sequence[str] | None = None) -> None:
             for kind in args.kinds:
                 name = liberty.name.removesuffix(".gz").removesuffix(".lib")
                 key = (name, kind, str(side), str(not args.no_booth))
-                others = [row for row in read_csv(PATH) if _key(row) != key]
-                if len(others) < len(read_csv(PATH)) and not args.force:
+                others = [
+                    row for row in read_csv(PATH) if _key(row) != key or args.only not in (None, row["component"])
+                ]
+                if args.only is None and len(others) < len(read_csv(PATH)) and not args.force:
+                    continue
+                if args.only is not None and len(others) == len(read_csv(PATH)):
                     continue
                 start = time.perf_counter()
-                one = synthesise(preset(f"{kind}-{side}"), liberty, booth=not args.no_booth)
+                top = "mvq_machine" if args.only is None else alone[args.only]
+                one = synthesise(preset(f"{kind}-{side}"), liberty, top=top, booth=not args.no_booth)
                 found = rows(one, time.perf_counter() - start)
                 write_csv(PATH, sorted([*others, *found], key=_order))
                 print(
-                    f"{name} {kind}-{side}: array {one.array_um2 * 1e-6:.3f} mm2, core {one.total_um2 * 1e-6:.3f} mm2, "
+                    f"{name} {kind}-{side}: {args.only or 'machine'} {one.total_um2 * 1e-6:.3f} mm2, "
                     f"{time.perf_counter() - start:.0f} s",
                     flush=True,
                 )
@@ -193,8 +203,11 @@ def report(found: Sequence[dict[str, Any]]) -> str:
         liberty = row["liberty"] + ", no Booth" * (row["booth"] != "True")
         place = areas.setdefault((liberty, int(row["side"]), row["kind"]), {})
         place[row["component"]] = float(row["total_um2"]) * 1e-6
+        if row["component"] == COMPONENTS["mvq_fetch"]:
+            place[INPUTS] = float(row["of_it_latches_um2"]) * 1e-6
+            place[row["component"]] -= place[INPUTS]
     lines = [INTRODUCTION, "## Arrays and cores", "", _table(areas), "", "## Ratios", "", RATIOS, "", _ratios(areas)]
-    lines += ["", "## By component", "", COMPONENTS, "", _components(areas)]
+    lines += ["", "## By component", "", BY_COMPONENT, "", _components(areas)]
     lines += ["", "## Energy", "", ENERGY, "", _energies(read_csv(gates.PATH)), "", _energy_parts(read_csv(gates.PATH))]
     lines += ["", ENERGY_BOUND]
     lines += ["", "## Beside the model", "", MODEL, "", _modelled(areas), "", MODELLED_ENERGY, ""]
@@ -318,7 +331,7 @@ def _modelled(areas: dict[tuple[str, int, str], dict[str, float]]) -> str:
         if liberty != MODELLED:
             continue
         entries = area(preset(f"{kind}-{side}"), table).entries
-        chosen = [e for e in entries if e.level in IN_THE_CORE and not e.what.startswith("activations")]
+        chosen = [e for e in entries if e.level in IN_THE_CORE]
         modelled, found = scale * sum(e.count * e.um2 for e in chosen) * 1e-6, _core(parts)
         lines.append(f"| {kind}-{side} | {found:.3f} | {modelled:.3f} | {100 * (modelled / found - 1):+.1f} |")
     return "\n".join(lines)
@@ -397,7 +410,8 @@ def _key(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _order(row: dict[str, Any]) -> tuple[Any, ...]:
-    return row["liberty"], str(row["booth"]) != "True", int(row["side"]), KINDS.index(row["kind"])
+    part = list(dict.fromkeys(COMPONENTS.values())).index(row["component"])
+    return row["liberty"], str(row["booth"]) != "True", int(row["side"]), KINDS.index(row["kind"]), part
 
 
 if __name__ == "__main__":
