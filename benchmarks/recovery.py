@@ -7,6 +7,7 @@ pruned, both with common k-means and dense decode, all of equal size. The parts 
 after the other in case D of the recipes of `--ladder`, all at once elsewhere. A takes those that ask nothing of the
 method; B, D and packed start from one pruned network, which all parts repaired. Calibration images come from the
 training side and their labels are never read, but for the rows `+labels`: there the whole is fine-tuned with them.
+Where there are none, `+training` fine-tunes it towards what the dense network says of them.
 
 The metric is the network's own, agreement is with the dense network's classes. Rows go to a CSV file as they are ready.
 A row already there with the same configuration is kept, unless `--force` is given.
@@ -24,6 +25,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +56,8 @@ RECIPES: dict[str, tuple[float, Recipe]] = {
 }
 FOR_ANY = ("batchnorm", "reconstruct", "distill")
 CASES = {"A": FOR_ANY, "B": PARTS, "D": PARTS, "packed": PARTS}
-LABELS = "labels"
-LABEL_LR = 2e-4
+LABELS, TRAINING = "labels", "training"
+TRAINING_LR = 2e-4
 KEY = ("network", "recipe", "case", "parts", "limit")
 COLUMNS = (
     *KEY,
@@ -80,7 +82,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Job:
-    """One network, compressed in one way; gives a row, and another one after training with labels.
+    """One network, compressed in one way; gives a row, and another one after training.
 
     Attributes:
         adapter: network and data.
@@ -90,7 +92,7 @@ class Job:
         parts: of recovery.
         config: of recovery.
         limit: of evaluation images.
-        label_epochs: of training with labels; 0 for none.
+        epochs: of training; 0 for none.
     """
 
     adapter: Adapter
@@ -100,23 +102,24 @@ class Job:
     parts: tuple[str, ...]
     config: RecoverConfig
     limit: int | None
-    label_epochs: int = 0
+    epochs: int = 0
 
-    def key(self, labels: bool = False) -> tuple[str, ...]:
+    def key(self, trained: bool = False) -> tuple[str, ...]:
         """Rows with equal keys replace one another."""
         limit = "" if self.limit is None else str(self.limit)
-        parts = "+".join([*self.parts, *[LABELS] * labels]) or "none"
+        training = LABELS if self.adapter.objective is None else TRAINING
+        parts = "+".join([*self.parts, *[training] * trained]) or "none"
         return (self.adapter.name, self.name, self.case, parts, limit)
 
     @property
     def keys(self) -> list[tuple[str, ...]]:
         """Of all its rows."""
-        return [self.key(), *[self.key(labels=True)] * (self.label_epochs > 0)]
+        return [self.key(), *[self.key(trained=True)] * (self.epochs > 0)]
 
     @property
     def config_hash(self) -> str:
         """Of everything that decides the rows."""
-        facts = [self.key(), self.recipe.to_dict(), asdict(self.config), self.label_epochs, mvq.__version__]
+        facts = [self.key(), self.recipe.to_dict(), asdict(self.config), self.epochs, mvq.__version__]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
@@ -217,17 +220,17 @@ def compress(job: Job, images: Sequence[Tensor], pruned: Pruned) -> tuple[nn.Mod
 
 
 def run(job: Job, reference: Found, images: Sequence[Tensor], pruned: Pruned) -> Iterator[dict[str, Any]]:
-    """Compress and measure; then train with labels and measure again."""
+    """Compress and measure; then train and measure again."""
     started = time.perf_counter()
     model, dense, pruning_seconds = compress(job, images, pruned)
     recipe = equal_size(job.recipe)[job.case]
-    for labels in (False, True)[: len(job.keys)]:
-        if labels:
-            train_with_labels(model, dense, job)
+    for trained in (False, True)[: len(job.keys)]:
+        if trained:
+            train(model, dense, job)
         seconds = time.perf_counter() - started
         found = measure(model, job.adapter, job.limit)
         yield {
-            **dict(zip(KEY, job.key(labels), strict=True)),
+            **dict(zip(KEY, job.key(trained), strict=True)),
             "metric": found.metric,
             "fp32_percent": f"{reference.value:.2f}",
             "percent": f"{found.value:.2f}",
@@ -247,18 +250,19 @@ def run(job: Job, reference: Found, images: Sequence[Tensor], pruned: Pruned) ->
         }
 
 
-def train_with_labels(model: nn.Module, dense: nn.Module, job: Job) -> None:
-    """Fine-tune codebooks and what is not compressed, with labels and the dense network's scores."""
+def train(model: nn.Module, dense: nn.Module, job: Job) -> None:
+    """Fine-tune codebooks and what is not compressed, with labels and the dense network's scores, or these alone."""
     assert job.adapter.training is not None
     data = job.adapter.training(batch_size=job.config.batch_size, seed=job.config.seed)
+    objective = job.adapter.objective or partial(Distillation, temperature=1.0, weight=0.5)
     finetune(
         model,
         data,
-        epochs=job.label_epochs,
-        lr=LABEL_LR,
+        epochs=job.epochs,
+        lr=TRAINING_LR,
         bn_eval=True,
         autocast=job.config.autocast,
-        objective=Distillation(dense, temperature=1.0, weight=0.5),
+        objective=objective(dense),
     )
 
 
@@ -300,7 +304,7 @@ def jobs(options: argparse.Namespace, network: str) -> list[Job]:
         recipe = recipe_for(network, name, adapter.build(), options.seed)
         for case in options.cases:
             for parts in steps(case, ladder=case == "D" and name in options.ladder):
-                epochs = options.label_epochs if parts == CASES[case] and adapter.training is not None else 0
+                epochs = options.epochs if parts == CASES[case] and adapter.training is not None else 0
                 found.append(Job(adapter, name, recipe, case, parts, config, options.limit, epochs))
     return sorted(found, key=lambda job: len(job.parts))
 
@@ -347,7 +351,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         default=["12x"],
         help="recipes whose case D has a row for each part switched on",
     )
-    parser.add_argument("--label-epochs", type=int, default=4, help="passes of training with labels; 0 for none")
+    parser.add_argument("--epochs", type=int, default=4, help="passes of training at the end; 0 for none")
     parser.add_argument("--limit", type=int, help="evaluate on the first N images only")
     parser.add_argument("--config", default="{}", help="JSON of RecoverConfig fields, e.g. '{\"images\": 256}'")
     parser.add_argument("--autocast", choices=["bfloat16"], help="mixed precision; twice as fast on CPUs with AMX")

@@ -46,8 +46,9 @@ class Adapter:
         baseline: the metrics of the unchanged network on all images, in percent, the task's own metric first.
         preprocessing: what the loader does to an image, where a `Preprocessing` can say it.
         options: passed to the evaluation.
-        training: gives a loader of labelled training images in random order, changed at random; takes `batch_size` and
-            `seed` by name. None where there is none.
+        training: gives a loader of training images in random order, changed at random; takes `batch_size` and `seed` by
+            name. None where there is none.
+        objective: from the dense network to what training without labels minimises; None where there are labels.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Adapter:
     preprocessing: Preprocessing | None = None
     options: dict[str, Any] = field(default_factory=dict)
     training: Callable[..., Iterable[tuple[Any, Any]]] | None = None
+    objective: Callable[[nn.Module], Callable[[nn.Module, Any], torch.Tensor]] | None = None
 
     @property
     def example_input(self) -> torch.Tensor:

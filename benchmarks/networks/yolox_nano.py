@@ -397,4 +397,6 @@ ADAPTER = Adapter(
     data=data,
     input_shape=(3, SIZE, SIZE),
     baseline={"box_ap": 30.80, "ap50": 45.97, "ap75": 32.82},
+    training=training,
+    objective=match_detections,
 )

@@ -38,7 +38,7 @@ def test_rows_are_written_once_and_resumed(tmp_path, monkeypatch, capsys):
     path = tmp_path / "rows.csv"
     config = '{"images": 24, "prune_steps": 2, "prune_epochs": 1, "block_steps": 2, "distill_epochs": 1}'
     arguments = ["--networks", "mobilenet_v2", "--recipes", "12x", "--ladder", "--config", config]
-    arguments += ["--label-epochs", "1", "--limit", "8", "--output", str(path)]
+    arguments += ["--epochs", "1", "--limit", "8", "--output", str(path)]
     recovery.main(arguments)
     rows = recovery.read_rows(path)
     assert {key[2] for key in rows} == set(recovery.CASES)
