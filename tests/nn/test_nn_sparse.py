@@ -103,7 +103,7 @@ def test_state_copies_and_later_steps() -> None:
 def test_errors() -> None:
     with pytest.raises(ConfigError) as caught:
         prune_(small_net(), RECIPE, method="ste")  # type: ignore[arg-type]
-    assert str(caught.value) == "prune_: method='ste' is not one of fixed, sr-ste"
+    assert str(caught.value) == "prune_: method='ste' is not one of asp, sr-ste"
     with pytest.raises(ConfigError) as caught:
         prune_(small_net(), RECIPE, method="sr-ste", decay=float("nan"))
     assert str(caught.value) == "prune_: decay=nan is not at least 0 and finite"

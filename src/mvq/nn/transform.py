@@ -22,7 +22,7 @@ def prune_(
     model: nn.Module,
     recipe: Recipe | str | Mapping[str, Any],
     *,
-    method: Literal["fixed", "sr-ste"] = "fixed",
+    method: Literal["asp", "sr-ste"] = "asp",
     decay: float = 5e-4,
 ) -> nn.Module:
     """Put N:M magnitude masks on the layers that the recipe compresses (MVQ).
@@ -33,9 +33,8 @@ def prune_(
     Args:
         model: changed in place.
         recipe: a `Recipe`, a preset name or a dictionary.
-        method: `fixed`: the masks of the weights as they are now, for good (as ASP). `sr-ste`: masks that
-            follow the dense weights at each forward in training mode, until `NMMask.freeze_` (Zhou et al.,
-            ICLR 2021).
+        method: `asp`: the masks of the weights as they are now, for good. `sr-ste`: masks that follow the dense
+            weights at each forward in training mode, until `NMMask.freeze_` (Zhou et al., ICLR 2021).
         decay: how strongly `sr-ste` pulls pruned weights to zero; 5e-4 suits a trained network
             (DominoSearch), 2e-4 one that starts from scratch (SR-STE).
 
@@ -49,8 +48,8 @@ def prune_(
         WeightError: on NaN or infinite weights, naming the layer.
         ConfigError: on an invalid recipe, an unknown method or a decay out of range.
     """
-    if method not in ("fixed", "sr-ste"):
-        raise ConfigError(f"prune_: method={method!r} is not one of fixed, sr-ste")
+    if method not in ("asp", "sr-ste"):
+        raise ConfigError(f"prune_: method={method!r} is not one of asp, sr-ste")
     if not 0 <= decay < math.inf:
         raise ConfigError(f"prune_: decay={decay} is not at least 0 and finite")
     recipe = as_recipe(recipe)

@@ -64,7 +64,7 @@ def sparse_train(
         for form in pruned.values():
             form.decay = decay if method == "sr-ste" else None
     else:
-        prune_(model, recipe, method="sr-ste" if method == "sr-ste" else "fixed", decay=decay)
+        prune_(model, recipe, method=method, decay=decay)
     defaults = {"optimizer": "sgd", "lr": 0.01, "schedule": "cosine", "weight_decay": 5e-5}
     if callable(options.get("optimizer")):
         defaults["weight_decay"] = 0.0
