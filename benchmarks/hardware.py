@@ -69,9 +69,10 @@ ENERGY = """\
 A 3x3 convolution of ResNet-20 with its image on the gates of a core of H rows and 16 columns (`benchmarks.gates`):
 every change of every net with the delays of its gates, so that glitches count, priced by the library; every partial sum
 is the functional view's. Register files, clock gates and clock pins are in, wires, clock tree, the registers of inputs
-and what lies outside the core are not. `dense` weights are those of the network as it was trained, `masked` and `packed` are pruned 4:16 and
-clustered; a dense tile computes the masked weights with their zeros. Energy is that of switching, over the products of
-the unpruned convolution; about half of the activations are zero and gate their row in all machines."""
+and what lies outside the core are not. `dense` weights are those of the network as it was trained, `masked` and
+`packed` are pruned 4:16 and clustered; a dense tile computes the masked weights with their zeros. Energy is that of
+switching, over the products of the unpruned convolution; about half of the activations are zero and gate their row in
+all machines."""
 ENERGY_BOUND = """\
 Beside the unpruned network the sparse tile takes about half of the energy. On the same masked weights the goal of one
 half is not met, and cannot be with these parts: both tiles compute the same products that are not zero and add the same
