@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file
 from tiny_study import STUDY
 
 from mvq.bench import Rows, Study, run, write_report
@@ -122,6 +123,27 @@ def test_failed_sparse_training_fails_its_rows(workdir: Path, monkeypatch: pytes
     output = {**STUDY["output"], "rows": "hot/rows.csv", "work": "hot"}
     rows = run(_study(methods=["D", "A"], seeds=[0], output=output, sizes=STUDY["sizes"][:1]))
     assert [row["error"] for row in rows] == ["too hot", ""]
+
+
+def test_pruned_weights_can_be_repaired_before_sparse_training(workdir: Path) -> None:
+    """At no steps of sparse training: what is left is the repair, which brings the outputs back to the dense ones."""
+    import tinybench
+
+    images = next(iter(tinybench.data("train")))[0]
+    wanted, errors, files = tinybench.net().eval()(images), [], set()
+    for recover in (None, {"prune_steps": 20, "batch_size": 24}):
+        output = {**STUDY["output"], "rows": "repaired/rows.csv", "work": "repaired"}
+        budget = {**STUDY["budget"], "sparse_share": 0.0}
+        rows = run(
+            _study(methods=["D"], seeds=[0], output=output, sizes=STUDY["sizes"][:1], budget=budget, recover=recover)
+        )
+        assert [row["error"] for row in rows] == [""]
+        (path,) = set(Path("repaired").glob("sparse-*.safetensors")) - files
+        files.add(path)
+        model = tinybench.net().eval()
+        model.load_state_dict(load_file(path))
+        errors.append(float((model(images) - wanted).pow(2).sum().detach()))
+    assert errors[1] < 0.5 * errors[0]
 
 
 def test_a_changed_study_measures_again_and_replaces(measured: list[dict[str, str]], workdir: Path) -> None:

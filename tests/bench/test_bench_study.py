@@ -36,6 +36,7 @@ def test_setup_follows_what_rows_share(tables: dict[str, Any]) -> None:
     base = Study.from_dict(tables).setup
     assert Study.from_dict({**tables, "seeds": [5], "methods": ["A"]}).setup == base
     assert Study.from_dict({**tables, "finetune": {"lr": 2e-3}}).setup != base
+    assert Study.from_dict({**tables, "recover": {"lr": 2e-3}}).setup != base
     assert Study.from_dict(json.loads(json.dumps(tables))).setup == base
 
 
@@ -53,6 +54,16 @@ def test_setup_follows_what_rows_share(tables: dict[str, Any]) -> None:
             "study 'tiny': finetune: unknown keys 'rate'; known are optimizer, lr, schedule, warmup_steps, "
             "weight_decay, codebook_lr, train_other, bn_eval, ema, grad_clip\n"
             "study 'tiny': budget: sparse_share=0.9 leaves no step of 1 to fine-tune",
+        ),
+        (
+            {"recover": {"prune_steps": -1}},
+            "study 'tiny': recover: prune_steps=-1 is not a whole number of at least 0",
+        ),
+        (
+            {"recover": {"steps": 1}},
+            "study 'tiny': recover: unknown keys 'steps'; known are images, batch_size, block_layers, cache_bytes, "
+            "prune_steps, prune_epochs, block_steps, distill_epochs, lr, distill_lr, augment, fisher_images, positions, "
+            "max_columns, damping, assign_rounds, permute_rounds, autocast, seed",
         ),
         (
             {"overrides": {"A": {"tune": {}}}},

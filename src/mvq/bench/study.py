@@ -17,6 +17,7 @@ from mvq.errors import ConfigError
 from mvq.nn import as_recipe
 from mvq.patterns import Pattern
 from mvq.recipe import Recipe
+from mvq.recover import RecoverConfig
 from mvq.tasks import TASKS
 
 T = TypeVar("T")
@@ -140,6 +141,8 @@ class Study:
             alone. Other tasks than classification need it: there the loss is the distance to those outputs.
         objective: `package.module:callable` of another such distance: called with the dense network, it gives
             `(model, batch) -> loss`. Not for classification.
+        recover: fields of `RecoverConfig`: before the sparse training `recover_pruned_` prunes and repairs what that
+            did, on the calibration images. None: weights are pruned by their size, and training does the rest.
         overrides: by method, `recipe`, `sparse` and `finetune` tables of changes.
         reference: method that others are paired with.
         output: where results go.
@@ -164,6 +167,7 @@ class Study:
     finetune: Mapping[str, Any] = field(default_factory=dict)
     distillation: Mapping[str, float] | None = None
     objective: str | None = None
+    recover: Mapping[str, Any] | None = None
     overrides: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     reference: str = "ours"
     output: Output
@@ -177,8 +181,8 @@ class Study:
     def setup(self) -> str:
         """Hash of what all rows share; rows of different setups are not comparable."""
         names = ("task", "train", "evaluate", "budget", "sparse", "finetune", "distillation")
-        # Only where there is one: studies without it keep their rows.
-        parts = [getattr(self, name) for name in names] + [self.objective] * (self.objective is not None)
+        # Only where there are some: studies without them keep their rows.
+        parts = [getattr(self, name) for name in names] + [one for one in (self.objective, self.recover) if one]
         parts = [dataclasses.asdict(p) if dataclasses.is_dataclass(p) else p for p in parts]  # pyright: ignore
         text = json.dumps([*parts, self.recipe.to_dict(), mvq.__version__], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -290,11 +294,18 @@ def _option_faults(study: Study) -> list[str]:
         faults.append("objective is for other tasks than classification; leave it out")
     tables = [("sparse", SPARSE_KEYS, study.sparse), ("finetune", FINETUNE_KEYS, study.finetune)]
     tables.append(("distillation", ("temperature", "weight"), study.distillation or {}))
+    tables.append(("recover", tuple(f.name for f in dataclasses.fields(RecoverConfig)), study.recover or {}))
     for method, phases in study.overrides.items():
         tables.append((f"overrides.{method}", tuple(_OVERRIDE_KEYS), phases))
         tables += [
             (f"overrides.{method}.{p}", _OVERRIDE_KEYS[p], t) for p, t in phases.items() if _OVERRIDE_KEYS.get(p)
         ]
+    try:
+        RecoverConfig(**(study.recover or {}))
+    except ConfigError as error:
+        faults += str(error).splitlines()
+    except TypeError:
+        pass  # Unknown keys are named below.
     for where, known, table in tables:
         unknown = [key for key in table if key not in known]
         if unknown:

@@ -20,7 +20,7 @@ from mvq.bench.methods import Method, Point, qualified
 from mvq.bench.study import Network, Study
 from mvq.bench.teacher import Remembered
 from mvq.errors import ConfigError, DataError, ModelError
-from mvq.nn import VQWeight, bake_, harden_
+from mvq.nn import VQWeight, bake_, harden_, prune_
 from mvq.nn.layers import form_of
 from mvq.recipe import Recipe
 from mvq.tasks import load_data
@@ -105,7 +105,7 @@ def sparse_key(study: Study, method: Method, recipe: Recipe, dense_digest: str, 
     ]
     n_steps = study.budget.steps(sparse=True)[0]
     fixed = [study.task, study.train, study.budget.batch_size, study.budget.autocast, study.distillation]
-    fixed += [study.objective] * (study.objective is not None)
+    fixed += [one for one in (study.objective, study.recover) if one]
     options = study.options(method.name, "sparse")
     return digest("sparse", dense_digest, qualified(method.arrange), masks, treatments, n_steps, fixed, options, seed)
 
@@ -133,20 +133,22 @@ def sparse_network(
         with safe_open(path, framework="pt") as file:
             model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})
             return model, float(file.metadata()["seconds"])
+    from mvq.recover import RecoverConfig, recover_pruned_
     from mvq.train import sparse_train
 
     teacher = frozen_copy(model)
     start = time.perf_counter()
     n_steps = study.budget.steps(sparse=True)[0]
+    if study.recover is not None:
+        config = RecoverConfig(**{"seed": point.seed, **study.recover})
+        recover_pruned_(model, recipe, calibration(study), config=config)
+    elif n_steps == 0:
+        prune_(model, recipe)
     if n_steps:
         data = loader(study.train, "train", study.budget.batch_size, 2 * point.seed)
         options = _options(study, method, "sparse", teacher, data, n_steps, 2 * point.seed)
         sparse_train(model, recipe, data, **options)
         _keep_answers(options)
-    else:
-        from mvq.nn import prune_
-
-        prune_(model, recipe)
     bake_(model)
     seconds = time.perf_counter() - start
     path.parent.mkdir(parents=True, exist_ok=True)
