@@ -62,8 +62,8 @@ def test_setup_follows_what_rows_share(tables: dict[str, Any]) -> None:
         (
             {"recover": {"steps": 1}},
             "study 'tiny': recover: unknown keys 'steps'; known are images, batch_size, block_layers, cache_bytes, "
-            "prune_steps, prune_epochs, block_steps, distill_epochs, lr, distill_lr, augment, fisher_images, positions, "
-            "max_columns, damping, assign_rounds, permute_rounds, autocast, seed",
+            "prune_steps, prune_epochs, block_steps, distill_epochs, lr, distill_lr, augment, fisher_images, "
+            "positions, max_columns, damping, assign_rounds, permute_rounds, autocast, seed",
         ),
         (
             {"overrides": {"A": {"tune": {}}}},
