@@ -8,6 +8,7 @@ from torch import nn
 
 from mvq.errors import ModelError
 from mvq.recover.blocks import cut, trace
+from mvq.tasks.networks.deeplab_v3 import DeepLabV3
 
 
 def run(blocks, model, x):
@@ -31,6 +32,16 @@ def test_blocks_in_turn_are_the_network(name, bytes_per_image):
             assert 2 * x[0].numel() <= bytes_per_image
     layers = [n for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     assert sorted(n for block in blocks for n in block.names if n in layers) == sorted(layers)
+
+
+def test_sizes_of_the_input_that_come_back_at_the_end():
+    model = DeepLabV3().eval()
+    x = images(2, 65)
+    blocks = cut(model, x, block_layers=3, bytes_per_image=1e9)
+    assert len(blocks) > 10
+    for n in (1, 2):
+        with torch.no_grad():
+            torch.testing.assert_close(run(blocks, model, x[:n]), model(x[:n]))
 
 
 def test_no_border_inside_a_branch():

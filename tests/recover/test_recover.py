@@ -51,6 +51,15 @@ def test_everything_wins_most_of_the_loss_back():
     assert all(isinstance(form, VQWeight) for form in forms.values())
 
 
+def test_steps_that_make_a_block_worse_are_undone():
+    """At such a rate the first block gets worse; the last finds some use in its biases."""
+    model = mvq.cluster_(mvq.prune_(residual(), RECIPE), RECIPE)
+    before = state(model)
+    refine_(model, residual(), [images(48)], parts=("reconstruct",), config=dataclasses.replace(CONFIG, lr=3.0))
+    changed = {name.split(".")[0] for name, value in state(model).items() if not torch.equal(value, before[name])}
+    assert changed <= {"wide", "fc"}
+
+
 @pytest.mark.parametrize("part", ["compensate", "reconstruct", "batchnorm"])
 @pytest.mark.parametrize("changes", [{}, {"codewords": "packed"}, {"scope": "network"}, {"pattern": "1:1"}])
 def test_each_part_alone_is_not_worse_than_nothing(part, changes):

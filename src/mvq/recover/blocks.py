@@ -95,12 +95,11 @@ def cut(model: nn.Module, images: Tensor, *, block_layers: int, bytes_per_image:
         graph = trace(model)
     except ModelError:
         return [Block(tuple(name for name, _ in model.named_modules()))]
+    _fold_shapes(graph, _values(model, graph, images), _values(model, graph, images[:1]))
+    values = _values(model, graph, images)
     nodes = tuple(graph.nodes)
     source = next(n for n in nodes if n.op == "placeholder")
-    values: dict[fx.Node, Any] = {n: n.args[0] if n.args else images for n in nodes if n.op == "placeholder"}
     body = tuple(n for n in nodes if n.op != "placeholder")
-    with torch.no_grad():
-        run_nodes(model, body, values)
     sizes = {n: 2 * v.numel() / len(images) for n, v in values.items() if isinstance(v, Tensor)}
     blocks: list[Block] = []
     inside: list[fx.Node] = []
@@ -116,6 +115,28 @@ def cut(model: nn.Module, images: Tensor, *, block_layers: int, bytes_per_image:
             blocks.append(Block(names, tuple(inside), source, node))
             source, inside, n_layers = node, [], 0
     return blocks
+
+
+def _values(model: nn.Module, graph: fx.Graph, images: Tensor) -> dict[fx.Node, Any]:
+    """Of all operations."""
+    values: dict[fx.Node, Any] = {n: n.args[0] if n.args else images for n in graph.nodes if n.op == "placeholder"}
+    with torch.no_grad():
+        run_nodes(model, tuple(n for n in graph.nodes if n.op != "placeholder"), values)
+    return values
+
+
+def _fold_shapes(graph: fx.Graph, values: dict[fx.Node, Any], fewer: dict[fx.Node, Any]) -> None:
+    """Put sizes that do not follow the number of images in the place of what computes them.
+
+    A network that brings its output back to the size of its input asks for that at its end; the input would be needed
+    up to there, and nothing could be cut.
+    """
+    for node, value in values.items():
+        if isinstance(value, int | torch.Size) and value == fewer[node]:
+            for user in tuple(node.users):
+                user.args = map_arg(user.args, lambda n, node=node, value=value: value if n is node else n)
+                user.kwargs = map_arg(user.kwargs, lambda n, node=node, value=value: value if n is node else n)
+    graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output", "call_module"))
 
 
 def _is_layer(model: nn.Module, node: fx.Node) -> bool:

@@ -25,12 +25,14 @@ from mvq.recover.statistics import tensors_of
 Loss = Callable[[Any, Any], Tensor]
 _SMALLEST_RMS = 1e-2
 _TEMPERATURE = 2.0
+#: Inputs by which it is judged whether a block is better than before.
+_JUDGED = 256
 
 
 def reconstruct_(
     block: Block, model: nn.Module, inputs: Tensor, targets: Tensor, *, steps: int, config: RecoverConfig
 ) -> None:
-    """Train a block's parameters for `steps` steps on kept activations.
+    """Train a block's parameters for `steps` steps on kept activations; what does not help is undone.
 
     Args:
         block: of the network.
@@ -54,8 +56,18 @@ def reconstruct_(
     def loss(output: Tensor, target: Tensor) -> Tensor:
         return (output.float() - target).square().mean() / variance
 
+    def error() -> float:
+        parts = zip(inputs[:_JUDGED].split(config.batch_size), targets[:_JUDGED].split(config.batch_size), strict=True)
+        with torch.no_grad(), mixed(config.autocast):
+            return sum(len(x) * float(loss(block.run(model, as_input(x)), y.float())) for x, y in parts)
+
     parameters = _parameters(block, model, shared=False)
+    before, kept = error(), [p.detach().clone() for p in parameters]
     _train(block, model, parameters, batches(), loss, steps, config.lr, config.autocast)
+    if not error() <= before:
+        with torch.no_grad():
+            for parameter, value in zip(parameters, kept, strict=True):
+                parameter.copy_(value)
 
 
 def distill_(model: nn.Module, dense: nn.Module, images: Tensor, *, epochs: int, config: RecoverConfig) -> None:

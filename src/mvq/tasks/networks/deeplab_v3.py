@@ -88,6 +88,7 @@ class DeepLabV3(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Images `(N, 3, H, W)` to scores `(N, num_classes, H, W)`."""
         features = self.blocks(self.stem(x))
-        pooled = self.image_pooling(features.mean((2, 3), keepdim=True)).expand(-1, -1, *features.shape[2:])
+        height, width = features.shape[2], features.shape[3]  # Not `*shape[2:]`, which torch.fx cannot trace.
+        pooled = self.image_pooling(features.mean((2, 3), keepdim=True)).expand(-1, -1, height, width)
         out = self.concat_projection(torch.cat([pooled, self.aspp0(features)], dim=1))
         return functional.interpolate(self.classifier(out), size=x.shape[2:], mode="bilinear", align_corners=True)
