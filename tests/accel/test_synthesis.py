@@ -38,7 +38,9 @@ def test_registers_are_those_of_the_specification(sparse):
     spec = sparse.spec
     lanes = spec.lane_bits
     weights = spec.n_multipliers * spec.wrf_entries * (spec.weight_bits + lanes)
-    assert sparse.cells["LATCH"] == weights + spec.cols * spec.prf_entries * spec.psum_bits + spec.codebook_bits
+    inputs = spec.rows * spec.arf_entries * spec.activation_bits
+    sums = spec.cols * spec.prf_entries * spec.psum_bits
+    assert sparse.cells["LATCH"] == weights + inputs + sums + spec.codebook_bits
     tile = synthesise(spec, CELLS, top="mvq_tile")
     product = spec.activation_bits + spec.weight_bits
     # Products and their lanes; for a row an activation, the address of its weights and two signs of life.
