@@ -182,7 +182,9 @@ class Study:
         """Hash of what all rows share; rows of different setups are not comparable."""
         names = ("task", "train", "evaluate", "budget", "sparse", "finetune", "distillation")
         # Only where there are some: studies without them keep their rows.
-        parts = [getattr(self, name) for name in names] + [one for one in (self.objective, self.recover) if one]
+        parts = [getattr(self, name) for name in names] + [
+            one for one in (self.objective, self.recover) if one is not None
+        ]
         parts = [dataclasses.asdict(p) if dataclasses.is_dataclass(p) else p for p in parts]  # pyright: ignore
         text = json.dumps([*parts, self.recipe.to_dict(), mvq.__version__], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

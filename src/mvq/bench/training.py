@@ -105,7 +105,7 @@ def sparse_key(study: Study, method: Method, recipe: Recipe, dense_digest: str, 
     ]
     n_steps = study.budget.steps(sparse=True)[0]
     fixed = [study.task, study.train, study.budget.batch_size, study.budget.autocast, study.distillation]
-    fixed += [one for one in (study.objective, study.recover) if one]
+    fixed += [one for one in (study.objective, study.recover) if one is not None]
     options = study.options(method.name, "sparse")
     return digest("sparse", dense_digest, qualified(method.arrange), masks, treatments, n_steps, fixed, options, seed)
 
