@@ -11,7 +11,8 @@ from random_layers import random_layer, random_spec
 from stored_layers import prepared
 
 from mvq.accel.mapping import candidates
-from mvq.accel.rtl.controller import Controller, Fetch
+from mvq.accel.rtl.controller import Controller
+from mvq.accel.rtl.fetch import Fetch
 from mvq.accel.rtl.program import activations, program
 from mvq.accel.rtl.sequencer import block_layout
 

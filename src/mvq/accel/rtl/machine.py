@@ -7,8 +7,9 @@ from amaranth.lib import data, stream
 from amaranth.lib.wiring import In, Out
 
 from mvq.accel.rtl.column import ADDRESS_BITS
-from mvq.accel.rtl.controller import INPUT_BITS, Controller, Fetch, layer_layout, point_layout, shape_layout
+from mvq.accel.rtl.controller import Controller, layer_layout
 from mvq.accel.rtl.core import Core
+from mvq.accel.rtl.fetch import INPUT_BITS, Fetch, point_layout, shape_layout
 from mvq.accel.rtl.loader import storage_layout
 from mvq.accel.rtl.output import OutputUnit, factors_layout, output_lanes, values_layout
 from mvq.accel.rtl.parts import Part, place

@@ -13,7 +13,7 @@ from mvq.accel.cycle.actions import kernel_hop
 from mvq.accel.functional.words import StoredWeight, load_order, pack
 from mvq.accel.mapping import Extent, Mapping, Nest, nest, points_of
 from mvq.accel.rtl.column import ADDRESS_BITS
-from mvq.accel.rtl.controller import INPUT_BITS, PLACE_BITS
+from mvq.accel.rtl.fetch import INPUT_BITS, PLACE_BITS
 from mvq.accel.rtl.loader import row_bits
 from mvq.accel.spec import AcceleratorSpec
 from mvq.accel.workload import Layer

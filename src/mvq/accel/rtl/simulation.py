@@ -20,8 +20,9 @@ from amaranth.lib import data
 from numpy.typing import NDArray
 
 from mvq.accel.rtl.column import ADDRESS_BITS
-from mvq.accel.rtl.controller import INPUT_BITS, layer_layout, point_layout, shape_layout
+from mvq.accel.rtl.controller import layer_layout
 from mvq.accel.rtl.emit import verilog
+from mvq.accel.rtl.fetch import INPUT_BITS, point_layout, shape_layout
 from mvq.accel.rtl.loader import storage_layout
 from mvq.accel.rtl.program import Program
 from mvq.accel.spec import AcceleratorSpec
