@@ -3,11 +3,13 @@
     MVQ_DATA=FOLDER uv run python -m benchmarks.recovery [--networks NAME ...] [--recipes 8x 12x 16x] [--limit N]
 
 Case D is pruning and masked clustering, `packed` the same with twice the (half as large) codewords; A is dense, B
-pruned, both with common k-means and dense decode, all of equal size. The parts of `mvq.recover` are switched on one
-after the other in case D of the recipes of `--ladder`, all at once elsewhere. A takes those that ask nothing of the
-method; B, D and packed start from one pruned network, which all parts repaired. Calibration images come from the
-training side and their labels are never read, but for the rows `+labels`: there the whole is fine-tuned with them.
-Where there are none, `+training` fine-tunes it towards what the dense network says of them.
+pruned, both with common k-means and dense decode, all of equal size. `ours` leaves it to `mvq.allocate` whether a layer
+is pruned and how long its subvectors are, by the Fisher information, within the size of the smallest of the others. The
+parts of `mvq.recover` are switched on one after the other in case D of the recipes of `--ladder`, all at once
+elsewhere. A takes those that ask nothing of the method; B, D and packed start from one pruned network, which all parts
+repaired. Calibration images come from the training side and their labels are never read, but for the rows `+labels`:
+there the whole is fine-tuned with them. Where there are none, `+training` fine-tunes it towards what the dense network
+says of them.
 
 The metric is the network's own, agreement is with the dense network's classes. Rows go to a CSV file as they are ready.
 A row already there with the same configuration is kept, unless `--force` is given. `docs/results-recovery.md` is made
@@ -24,6 +26,7 @@ import json
 import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -37,9 +40,11 @@ import mvq
 from benchmarks.networks import REGISTRY, Adapter
 from benchmarks.real_networks import SPECIAL, expected_ratio
 from benchmarks.table import read_csv
+from mvq.allocate import achieved_bits, allocate, default_candidates, dense_candidates, fisher
 from mvq.baselines.conventional import case_, equal_size
 from mvq.baselines.forms import compressed_bits
-from mvq.nn import bake_, cluster_
+from mvq.nn import VQWeight, bake_, cluster_, eligible_layers
+from mvq.nn.layers import form_of
 from mvq.recipe import Recipe
 from mvq.recover import PARTS, RecoverConfig, recover_clustered_, recover_pruned_, refine_
 from mvq.tasks.running import running
@@ -74,7 +79,9 @@ RECIPES: dict[str, tuple[float, Recipe]] = {
     "16x-2:4": (16.0, Recipe(pattern="2:4", d=4)),
 }
 FOR_ANY = ("batchnorm", "reconstruct", "distill")
-CASES = {"A": FOR_ANY, "B": PARTS, "D": PARTS, "packed": PARTS}
+CASES = {"A": FOR_ANY, "B": PARTS, "D": PARTS, "packed": PARTS, "ours": PARTS}
+#: Images that the choice of `ours` is made by, one at a time: the Fisher information of each weight.
+ALLOCATION_IMAGES = 64
 LABELS, TRAINING = "labels", "training"
 TRAINING_LR = 2e-4
 KEY = ("network", "recipe", "case", "parts", "limit")
@@ -221,9 +228,40 @@ class Pruned:
         return copy.deepcopy(model), dense, seconds
 
 
+def allocated(adapter: Adapter, model: nn.Module, recipe: Recipe, images: Sequence[Tensor]) -> Recipe:
+    """The recipe of `ours`: pruned or not, layer by layer, no larger than any case at the size of the given one."""
+    limit = min(achieved_bits(model, case).total for case in equal_size(recipe).values())
+    start = replace(recipe, scope="layer", codewords="packed")
+    single = torch.cat(list(images))[:ALLOCATION_IMAGES].split(1)
+    importance = fisher(model, single, n_batches=len(single), score=adapter.score, seed=recipe.seed)
+    candidates = [*default_candidates(start), *dense_candidates()]
+    return allocate(model, start, limit, candidates=candidates, importance=importance)
+
+
+def settings(model: nn.Module) -> dict[str, str]:
+    """Patterns, subvector lengths and numbers of codewords of the compressed layers, each with how many have it."""
+    forms = [form for _, module, _ in eligible_layers(model) if isinstance(form := form_of(module), VQWeight)]
+    columns = {
+        "pattern": [str(form.pattern) for form in forms],
+        "d": [form.d for form in forms],
+        "n_codewords": [len(form.codebook.values) for form in forms],
+    }
+    return {
+        name: ", ".join(f"{value} ({n})" for value, n in sorted(Counter(values).items()))
+        for name, values in columns.items()
+    }
+
+
 def compress(job: Job, images: Sequence[Tensor], pruned: Pruned) -> tuple[nn.Module, nn.Module, float]:
     """The compressed network of a job, the dense one, and the seconds that pruning took."""
     any_parts = tuple(part for part in job.parts if part in FOR_ANY)
+    if job.case == "ours":
+        started, model = time.perf_counter(), job.adapter.build()
+        recipe = allocated(job.adapter, model, job.recipe, images)
+        dense = recover_pruned_(model, recipe, images, parts=job.parts, config=job.config)
+        pruning_seconds = time.perf_counter() - started
+        recover_clustered_(model, recipe, images, dense=dense, parts=job.parts, config=job.config)
+        return model, dense, pruning_seconds
     recipe = equal_size(job.recipe)[job.case]
     if job.case == "A":
         model, dense, seconds = case_(job.adapter.build(), "A", job.recipe), job.adapter.build(), 0.0
@@ -242,7 +280,11 @@ def run(job: Job, reference: Found, images: Sequence[Tensor], pruned: Pruned) ->
     """Compress and measure; then train and measure again."""
     started = time.perf_counter()
     model, dense, pruning_seconds = compress(job, images, pruned)
-    recipe = equal_size(job.recipe)[job.case]
+    if job.case == "ours":
+        facts = settings(model)
+    else:
+        recipe = equal_size(job.recipe)[job.case]
+        facts = {"pattern": recipe.pattern, "d": recipe.d, "n_codewords": recipe.n_codewords}
     for trained in (False, True)[: len(job.keys)]:
         if trained:
             train(model, dense, job)
@@ -255,9 +297,7 @@ def run(job: Job, reference: Found, images: Sequence[Tensor], pruned: Pruned) ->
             "percent": f"{found.value:.2f}",
             "agreement_percent": found.agreement(reference),
             "n": found.n,
-            "pattern": str(recipe.pattern),
-            "d": recipe.d,
-            "n_codewords": recipe.n_codewords,
+            **facts,
             "compressed_bits": compressed_bits(model),
             "images": min(job.config.images, sum(map(len, images))),
             "pruning_seconds": round(pruning_seconds, 1),

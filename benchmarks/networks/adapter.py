@@ -48,6 +48,7 @@ class Adapter:
         options: passed to the evaluation.
         training: gives a loader of training images in random order, changed at random; takes `batch_size` and `seed` by
             name. None where there is none.
+        score: of outputs, as `mvq.allocate.fisher` takes it; None where they are logits.
         objective: from the dense network to what training without labels minimises; None where there are labels.
     """
 
@@ -60,6 +61,7 @@ class Adapter:
     preprocessing: Preprocessing | None = None
     options: dict[str, Any] = field(default_factory=dict)
     training: Callable[..., Iterable[tuple[Any, Any]]] | None = None
+    score: Callable[[Any, torch.Generator], torch.Tensor] | None = None
     objective: Callable[[nn.Module], Callable[[nn.Module, Any], torch.Tensor]] | None = None
 
     @property

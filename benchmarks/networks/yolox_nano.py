@@ -398,5 +398,6 @@ ADAPTER = Adapter(
     input_shape=(3, SIZE, SIZE),
     baseline={"box_ap": 30.80, "ap50": 45.97, "ap75": 32.82},
     training=training,
+    score=drawn_loss,
     objective=match_detections,
 )

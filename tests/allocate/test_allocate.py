@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from mvq.allocate import achieved_bits, allocate, default_candidates, fisher, layer_fisher
+from mvq.allocate import achieved_bits, allocate, default_candidates, dense_candidates, fisher, layer_fisher
 from mvq.allocate.bits import index_and_mask_bits
 from mvq.baselines.forms import compressed_bits
 from mvq.errors import ConfigError, DataError, ModelError
@@ -53,6 +53,17 @@ def test_choice_fits_and_beats_every_uniform_setting(scope):
     rivals = [total_error(net(), r) for r in uniform if achieved_bits(net(), r).total <= limit]
     assert rivals
     assert total_error(net(), found) < 0.95 * min(rivals)
+
+
+def test_nothing_is_pruned_where_that_is_worse():
+    """Noise has no weights to spare: what pruning takes is more than k-means loses at the same size."""
+    recipe = Recipe(rows_per_codeword=0, max_iters=20)
+    both = [*OPTIONS["layer"], *dense_candidates()]
+    found = allocate(net(), recipe, ratio=12.0, candidates=both)
+    assert all(form_of(m) is None for m in prune_(net(), found))
+    assert achieved_bits(net(), found).ratio >= 12.0
+    pruned = allocate(net(), recipe, ratio=12.0, candidates=OPTIONS["layer"])
+    assert total_error(net(), found) < total_error(net(), pruned)
 
 
 @pytest.mark.parametrize("scope", ["layer", "network"])

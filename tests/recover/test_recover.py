@@ -13,7 +13,7 @@ import mvq
 from mvq.errors import ConfigError, DataError, ModelError
 from mvq.nn.layers import form_of
 from mvq.nn.parametrizations import Int8Weight, VQWeight
-from mvq.recover import PARTS, RecoverConfig, recover, refine_, weight_importance
+from mvq.recover import PARTS, RecoverConfig, recover, recover_pruned_, refine_, weight_importance
 from mvq.recover.pipeline import gather
 from mvq.recover.statistics import input_energies, output_curvature
 
@@ -38,6 +38,13 @@ def test_without_parts_it_is_pruning_and_clustering():
     assert recover(ours, RECIPE, [], parts=()) is ours
     mvq.cluster_(mvq.prune_(plain, RECIPE), RECIPE)
     assert all(torch.equal(a, b) for a, b in zip(state(ours).values(), state(plain).values(), strict=True))
+
+
+def test_where_nothing_is_pruned_the_first_half_changes_nothing():
+    model, fresh = residual(), residual()
+    dense = recover_pruned_(model, dataclasses.replace(RECIPE, pattern="1:1"), [images(48)], config=CONFIG)
+    for found in (model, dense):
+        assert all(torch.equal(a, b) for a, b in zip(state(found).values(), state(fresh).values(), strict=True))
 
 
 def test_everything_wins_most_of_the_loss_back():

@@ -5,7 +5,7 @@ subvector length and codebook layer by layer from measured errors; `fisher` weig
 """
 
 from mvq.allocate.bits import PlannedBits, achieved_bits, fit_codewords
-from mvq.allocate.choose import allocate, default_candidates
+from mvq.allocate.choose import allocate, default_candidates, dense_candidates
 from mvq.allocate.knapsack import choose
 from mvq.allocate.sensitivity import fisher, layer_fisher
 
@@ -15,6 +15,7 @@ __all__ = [
     "allocate",
     "choose",
     "default_candidates",
+    "dense_candidates",
     "fisher",
     "fit_codewords",
     "layer_fisher",

@@ -38,6 +38,9 @@ _LADDER = (
     ("2:4", 8),
     ("1:2", 8),
 )
+#: Subvector lengths and codewords tried without pruning: from 1/2 to 5 bits a weight.
+_DENSE_LANES = (2, 3, 4, 6, 8)
+_DENSE_CODEWORDS = (16, 32, 64, 128, 256, 512, 1024)
 #: Rounds of choosing options for a shared codebook and fitting it anew to what was chosen.
 _ROUNDS = 2
 
@@ -119,6 +122,16 @@ def default_candidates(recipe: Recipe) -> list[LayerRecipe]:
         LayerRecipe(pattern=Pattern.parse(p), d=d, n_codewords=k, codewords=recipe.codewords, kmeans=recipe.kmeans)
         for p, d in _LADDER
         for k in sizes
+    ]
+
+
+def dense_candidates() -> list[LayerRecipe]:
+    """Options that prune nothing, for networks that are not trained afterwards: pruning costs those more than it saves.
+
+    They cut no multiplications.
+    """
+    return [
+        LayerRecipe(pattern=Pattern.parse("1:1"), d=d, n_codewords=k) for d in _DENSE_LANES for k in _DENSE_CODEWORDS
     ]
 
 

@@ -111,6 +111,8 @@ def recover_pruned_(
         dense = copy.deepcopy(unwrap(model))
         prune_(model, recipe)
         return dense
+    if all(layer.pattern.is_dense for _, _, layer in plan(unwrap(model), recipe) if layer.treatment == "compress"):
+        return copy.deepcopy(unwrap(model))  # nothing to prune, nothing to repair
     images = gather(calibration, config.images)
     with _evaluating(model):
         if "permute" in chosen:
