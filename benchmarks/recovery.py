@@ -40,7 +40,7 @@ import mvq
 from benchmarks.networks import REGISTRY, Adapter
 from benchmarks.real_networks import SPECIAL, expected_ratio
 from benchmarks.table import read_csv
-from mvq.allocate import achieved_bits, allocate, default_candidates, dense_candidates, fisher
+from mvq.allocate import achieved_bits, allocate_untrained
 from mvq.baselines.conventional import case_, equal_size
 from mvq.baselines.forms import compressed_bits
 from mvq.nn import VQWeight, bake_, cluster_, eligible_layers
@@ -80,8 +80,6 @@ RECIPES: dict[str, tuple[float, Recipe]] = {
 }
 FOR_ANY = ("batchnorm", "reconstruct", "distill")
 CASES = {"A": FOR_ANY, "B": PARTS, "D": PARTS, "packed": PARTS, "ours": PARTS}
-#: Images that the choice of `ours` is made by, one at a time: the Fisher information of each weight.
-ALLOCATION_IMAGES = 64
 LABELS, TRAINING = "labels", "training"
 TRAINING_LR = 2e-4
 KEY = ("network", "recipe", "case", "parts", "limit")
@@ -228,16 +226,6 @@ class Pruned:
         return copy.deepcopy(model), dense, seconds
 
 
-def allocated(adapter: Adapter, model: nn.Module, recipe: Recipe, images: Sequence[Tensor]) -> Recipe:
-    """The recipe of `ours`: pruned or not, layer by layer, no larger than any case at the size of the given one."""
-    limit = min(achieved_bits(model, case).total for case in equal_size(recipe).values())
-    start = replace(recipe, scope="layer", codewords="packed")
-    single = torch.cat(list(images))[:ALLOCATION_IMAGES].split(1)
-    importance = fisher(model, single, n_batches=len(single), score=adapter.score, seed=recipe.seed)
-    candidates = [*default_candidates(start), *dense_candidates()]
-    return allocate(model, start, limit, candidates=candidates, importance=importance)
-
-
 def settings(model: nn.Module) -> dict[str, str]:
     """Patterns, subvector lengths and numbers of codewords of the compressed layers, each with how many have it."""
     forms = [form for _, module, _ in eligible_layers(model) if isinstance(form := form_of(module), VQWeight)]
@@ -257,7 +245,8 @@ def compress(job: Job, images: Sequence[Tensor], pruned: Pruned) -> tuple[nn.Mod
     any_parts = tuple(part for part in job.parts if part in FOR_ANY)
     if job.case == "ours":
         started, model = time.perf_counter(), job.adapter.build()
-        recipe = allocated(job.adapter, model, job.recipe, images)
+        limit = min(achieved_bits(model, case).total for case in equal_size(job.recipe).values())
+        recipe = allocate_untrained(model, job.recipe, images, limit, score=job.adapter.score)
         dense = recover_pruned_(model, recipe, images, parts=job.parts, config=job.config)
         pruning_seconds = time.perf_counter() - started
         recover_clustered_(model, recipe, images, dense=dense, parts=job.parts, config=job.config)

@@ -7,7 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from mvq.allocate import achieved_bits, allocate, default_candidates, dense_candidates, fisher, layer_fisher
+from mvq.allocate import (
+    achieved_bits,
+    allocate,
+    allocate_untrained,
+    default_candidates,
+    dense_candidates,
+    fisher,
+    layer_fisher,
+)
 from mvq.allocate.bits import index_and_mask_bits
 from mvq.baselines.forms import compressed_bits
 from mvq.errors import ConfigError, DataError, ModelError
@@ -226,3 +234,34 @@ def test_layer_fisher_is_the_mean_over_kept_weights():
     assert 0 < int(kept.sum()) < kept.numel()
     torch.testing.assert_close(layer["0"], each["0"][kept].mean().expand(layer["0"].shape))
     torch.testing.assert_close(layer["3"], each["3"].mean().expand(4, 16))
+
+
+def test_untrained_networks_get_bits_where_outputs_depend_on_them():
+    """Two equal layers, of which the second one's outputs hardly count."""
+    torch.manual_seed(0)
+    kernels = torch.randn(2, 64, 64, 1, 1)
+
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = (nn.Conv2d(64, 64, 1, bias=False) for _ in range(2))
+            for layer, kernel in zip((self.a, self.b), kernels, strict=True):
+                layer.weight = nn.Parameter(kernel.clone())
+            self.fc = nn.Linear(64, 10)
+
+        def forward(self, x):
+            return self.fc((self.a(x).tanh() + 0.02 * self.b(x).tanh()).mean((2, 3)))
+
+    recipe = Recipe(first_conv="compress", classifier="skip", n_codewords=64, rows_per_codeword=0)
+    model, x = Branches(), torch.randn(24, 64, 3, 3)
+    found = allocate_untrained(model, recipe, [(x[:20], None), (x[20:], None)], ratio=12.0, n_images=24)
+    assert achieved_bits(model, found).ratio >= 12.0
+    layers = {name: dict(changes) for name, changes in found.overrides}
+
+    def error(name):
+        form = form_of(cluster_(prune_(Branches(), found), found).get_submodule(name))
+        return form.total_sse
+
+    assert layers["a"] != layers["b"]
+    assert error("a") < 0.5 * error("b")
+    assert found == allocate_untrained(model, recipe, [x], ratio=12.0, n_images=24)

@@ -252,6 +252,11 @@ def test_recover_takes_the_place_of_pruning_and_clustering(mvq, workdir: Path, m
     done = mvq("compress", "tinycli:net", "-d", "tinycli:data", "-b", 16, "--recover", "-o", "a.mvq", "--seed", 3)
     assert done.exit_code == 0, done.output
     assert (seen["recipe"].seed, seen["batches"]) == (3, 3)
+    command = ["compress", "tinycli:net", "-d", "tinycli:data", "-b", 16, "--recover", "--ratio", 5, "-o", "b.mvq"]
+    done = mvq(*command, "--json")
+    assert done.exit_code == 0, done.output
+    assert seen["recipe"].to_dict() == json.loads(done.stdout)["recipe"]
+    assert "1:1" in {str(dict(changes).get("pattern")) for _, changes in seen["recipe"].overrides}
 
 
 @pytest.mark.parametrize(
@@ -266,6 +271,7 @@ def test_recover_takes_the_place_of_pruning_and_clustering(mvq, workdir: Path, m
             ["compress", "resnet18", "-o", "x.mvq", "-d", "x", "--recover", "--sparse-epochs", "1"],
             "it takes the place of sparse training; leave one out",
         ),
+        (["compress", "resnet18", "-o", "x.mvq", "-d", "x", "--ratio", "9"], "it needs --recover"),
         (["compress", "resnet18", "-o", "x.mvq", "-d", "x", "--distill"], "it needs --finetune-epochs"),
         (
             ["compress", "resnet18", "-o", "x.mvq", "-d", "x", "--max-steps", "1"],

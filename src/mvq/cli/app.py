@@ -87,6 +87,8 @@ mvq compress resnet18 -w resnet18.pth -o r18.mvq
 
 mvq compress resnet18 -w resnet18.pth -d imagenet/ --sparse-epochs 5 --finetune-epochs 3 --distill -o r18.mvq
 
+mvq compress resnet18 -w resnet18.pth -d imagenet/ --recover --ratio 12 -o r18.mvq
+
 mvq compress maskrcnn_resnet50_fpn -w mask.pth --task detection -d coco/ -b 2 -r mvq-maskrcnn --sparse-epochs 4
 --finetune-epochs 4 --lr 5e-5 --checkpoint state/ -o mask.mvq
 
@@ -111,6 +113,12 @@ def compress(
     recover: Annotated[
         bool, typer.Option("--recover", help="Prune and cluster block by block on training images; needs --data.")
     ] = False,
+    ratio: Annotated[
+        float | None,
+        typer.Option(
+            help="Choose pattern, d and codewords of each layer for this ratio, by measured error; needs --recover."
+        ),
+    ] = None,
     finetune_epochs: Annotated[int, typer.Option(help="Epochs of fine-tuning the codebooks; needs --data.", min=0)] = 0,
     distill: Annotated[bool, typer.Option("--distill", help="Fine-tune towards the dense network's outputs.")] = False,
     training: TrainingOptions = _TRAINING,
@@ -119,7 +127,8 @@ def compress(
     """Compress a model into a .mvq file.
 
     With --data the accuracy is measured on its val split before and after; training uses its train split. A network
-    needs training after pruning (--sparse-epochs, --finetune-epochs) to keep its accuracy.
+    needs training after pruning (--sparse-epochs, --finetune-epochs) to keep its accuracy; with images alone
+    --recover --ratio keeps most.
     """
     from mvq.cli import compressing
 
@@ -128,6 +137,8 @@ def compress(
         raise typer.BadParameter("training needs --data", param_hint="'--data'")
     if recover and sparse_epochs:
         raise typer.BadParameter("it takes the place of sparse training; leave one out", param_hint="'--recover'")
+    if ratio is not None and not recover:
+        raise typer.BadParameter("it needs --recover", param_hint="'--ratio'")
     if distill and not finetune_epochs:
         raise typer.BadParameter("it needs --finetune-epochs", param_hint="'--distill'")
     if training.max_steps is not None and not (sparse_epochs or finetune_epochs):
@@ -142,6 +153,7 @@ def compress(
             sparse_epochs=sparse_epochs,
             sparse_method=sparse_method,
             recover=recover,
+            ratio=ratio,
             finetune_epochs=finetune_epochs,
             distill=distill,
         ),

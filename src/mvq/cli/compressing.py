@@ -27,6 +27,7 @@ class Stages:
         sparse_epochs: of training under the masks.
         sparse_method: `sr-ste`, `asp`, or None for the task's.
         recover: recover the network's outputs on training images, in place of pruning and clustering.
+        ratio: choose pattern, d and codewords layer by layer for this ratio, before recovery; None for the recipe's.
         finetune_epochs: of training the codebooks.
         distill: fine-tune towards the outputs of the dense network.
     """
@@ -34,6 +35,7 @@ class Stages:
     sparse_epochs: int = 0
     sparse_method: str | None = None
     recover: bool = False
+    ratio: float | None = None
     finetune_epochs: int = 0
     distill: bool = False
 
@@ -66,7 +68,7 @@ def run(
     model = build(model_options, task=task, image_size=None if data is None else data.image_size).to(place)
     note_random_weights(model_options)
     meter = Meter(data, task)
-    model = _compress(model, chosen, data, training, stages, meter)
+    model, chosen = _compress(model, chosen, data, training, stages, meter)
     n_bytes = api.save(model, output, provenance=facts(model_options, task, data, meter))
     found = sizes(extract(model), n_bytes)
     macs = meter.flops(model)
@@ -86,7 +88,8 @@ def run(
 
 def _compress(
     model: Any, recipe: Recipe, data: DataOptions | None, training: TrainingOptions, stages: Stages, meter: Meter
-) -> Any:
+) -> tuple[Any, Recipe]:
+    """The model, and the recipe that was used."""
     from mvq.nn import cluster_, prune_
     from mvq.train import finetune, sparse_train
 
@@ -101,7 +104,7 @@ def _compress(
     meter.measure(model, "dense")
     if stages.recover:
         assert data is not None  # checked by the parser
-        model = _recover(model, recipe, data, task)
+        model, recipe = _recover(model, recipe, data, task, stages.ratio)
     else:
         if stages.sparse_epochs:
             sparse = arguments(training, "sparse", task=task, epochs=stages.sparse_epochs)
@@ -114,11 +117,15 @@ def _compress(
     if stages.finetune_epochs:
         finetune(model, batches, **tuning)
         meter.measure(model, "finetuned")
-    return model
+    return model, recipe
 
 
-def _recover(model: Any, recipe: Recipe, data: DataOptions, task: str) -> Any:
+def _recover(model: Any, recipe: Recipe, data: DataOptions, task: str, ratio: float | None) -> tuple[Any, Recipe]:
+    from mvq.allocate import allocate_untrained
     from mvq.recover import recover
 
     few = dataclasses.replace(data, limit=min(data.limit or CALIBRATION_IMAGES, CALIBRATION_IMAGES))
-    return recover(model, recipe, load(few, "train", task=task, seed=recipe.seed), progress=True)
+    images = load(few, "train", task=task, seed=recipe.seed)
+    if ratio is not None:
+        recipe = allocate_untrained(model, recipe, images, ratio=ratio, progress=True)
+    return recover(model, recipe, images, progress=True), recipe
