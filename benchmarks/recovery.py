@@ -26,7 +26,6 @@ import json
 import math
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -43,8 +42,8 @@ from benchmarks.table import read_csv
 from mvq.allocate import achieved_bits, allocate_untrained
 from mvq.baselines.conventional import case_, equal_size
 from mvq.baselines.forms import compressed_bits
-from mvq.nn import VQWeight, bake_, cluster_, eligible_layers
-from mvq.nn.layers import form_of
+from mvq.bench.measuring import settings
+from mvq.nn import bake_, cluster_
 from mvq.recipe import Recipe
 from mvq.recover import PARTS, RecoverConfig, recover_clustered_, recover_pruned_, refine_
 from mvq.tasks.running import running
@@ -224,20 +223,6 @@ class Pruned:
             self.key, self.made = job.pruned_hash, (model, dense, time.perf_counter() - started)
         model, dense, seconds = self.made
         return copy.deepcopy(model), dense, seconds
-
-
-def settings(model: nn.Module) -> dict[str, str]:
-    """Patterns, subvector lengths and numbers of codewords of the compressed layers, each with how many have it."""
-    forms = [form for _, module, _ in eligible_layers(model) if isinstance(form := form_of(module), VQWeight)]
-    columns = {
-        "pattern": [str(form.pattern) for form in forms],
-        "d": [form.d for form in forms],
-        "n_codewords": [len(form.codebook.values) for form in forms],
-    }
-    return {
-        name: ", ".join(f"{value} ({n})" for value, n in sorted(Counter(values).items()))
-        for name, values in columns.items()
-    }
 
 
 def compress(job: Job, images: Sequence[Tensor], pruned: Pruned) -> tuple[nn.Module, nn.Module, float]:

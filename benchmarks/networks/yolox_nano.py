@@ -390,6 +390,11 @@ def ours() -> Method:
     return bench.ours(dataclasses.replace(bench.OURS, importance=_sensitivity))
 
 
+def allocated() -> Method:
+    """Chosen layer by layer, by the same."""
+    return bench.allocated(drawn_loss)
+
+
 ADAPTER = Adapter(
     name="yolox_nano",
     task="detection",

@@ -5,7 +5,7 @@ plots. `mvq bench accuracy` is these three.
 """
 
 from mvq.bench.builtin import digits_study
-from mvq.bench.methods import METHODS, OURS, Method, Options, Point, ours
+from mvq.bench.methods import METHODS, OURS, Method, Options, Point, allocated, ours
 from mvq.bench.report import write_report
 from mvq.bench.rows import Rows
 from mvq.bench.runner import run
@@ -19,6 +19,7 @@ __all__ = [
     "Point",
     "Rows",
     "Study",
+    "allocated",
     "digits_study",
     "ours",
     "run",

@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from mvq.allocate import fit_codewords, layer_fisher
+from mvq.allocate import allocate_untrained, fit_codewords, layer_fisher
+from mvq.allocate.sensitivity import Score
 from mvq.errors import ConfigError
 from mvq.nn import VQWeight, cluster_, eligible_layers
 from mvq.nn.layers import form_of
@@ -171,6 +172,26 @@ def ours(options: Options) -> Method:
     )
 
 
+def allocated(score: Score | None = None) -> Method:
+    """Pruned or not layer by layer, with subvectors and codewords to match, all steps spent on fine-tuning.
+
+    For budgets too small to train a pruned network; `score` as in `mvq.allocate.fisher`.
+    """
+
+    def compress(model: nn.Module, point: Point) -> nn.Module:
+        recipe = allocate_untrained(model, point.recipe, point.calibration, point.target_bits, score=score)
+        return cluster_(model, recipe)
+
+    return Method(
+        name="allocated",
+        label="mvq, layers by allocation",
+        source="this library",
+        compress=compress,
+        clusters=True,
+        settings=qualified(score),
+    )
+
+
 def _rival(
     name: str,
     label: str,
@@ -231,6 +252,7 @@ METHODS: dict[str, Method] = {
             "SR-STE, Zhou et al., ICLR 2021, arXiv 2102.04010",
             masks="int8_nm_pattern",
         ),
+        allocated(),
     )
 }
 
