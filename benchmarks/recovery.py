@@ -11,7 +11,8 @@ repaired. Calibration images come from the training side and their labels are ne
 there the whole is fine-tuned with them. Where there are none, `+training` fine-tunes it towards what the dense network
 says of them.
 
-The metric is the network's own, agreement is with the dense network's classes. Rows go to a CSV file as they are ready.
+The metric is the network's own, agreement is with the dense network's classes. It is measured on what is loaded from
+the file of each compressed network, `build/recovery/HASH.mvq`. Rows go to a CSV file as they are ready.
 A row already there with the same configuration is kept, unless `--force` is given. `docs/results-recovery.md` is made
 from the file; with `--report` only that.
 """
@@ -43,6 +44,7 @@ from mvq.allocate import achieved_bits, allocate_untrained
 from mvq.baselines.conventional import case_, equal_size
 from mvq.baselines.forms import compressed_bits
 from mvq.bench.measuring import settings
+from mvq.format import open_file
 from mvq.nn import bake_, cluster_
 from mvq.recipe import Recipe
 from mvq.recover import PARTS, RecoverConfig, recover_clustered_, recover_pruned_, refine_
@@ -50,6 +52,7 @@ from mvq.tasks.running import running
 from mvq.train import Distillation, finetune
 
 RESULTS = Path(__file__).parent / "results" / "recovery.csv"
+MODELS = Path("build") / "recovery"
 REPORT = RESULTS.parents[2] / "docs" / "results-recovery.md"
 INTRODUCTION = """\
 # Accuracy back without labels
@@ -146,6 +149,11 @@ class Job:
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
+    def model_hash(self) -> str:
+        """Of everything that decides the compressed network."""
+        return replace(self, epochs=0).config_hash
+
+    @property
     def pruned_hash(self) -> str:
         """Of everything that decides the pruned network."""
         config = {
@@ -225,8 +233,8 @@ class Pruned:
         return copy.deepcopy(model), dense, seconds
 
 
-def compress(job: Job, images: Sequence[Tensor], pruned: Pruned) -> tuple[nn.Module, nn.Module, float]:
-    """The compressed network of a job, the dense one, and the seconds that pruning took."""
+def compress(job: Job, images: Sequence[Tensor], pruned: Pruned) -> tuple[nn.Module, float]:
+    """The compressed network of a job, and the seconds that pruning took."""
     any_parts = tuple(part for part in job.parts if part in FOR_ANY)
     if job.case == "ours":
         started, model = time.perf_counter(), job.adapter.build()
@@ -235,7 +243,7 @@ def compress(job: Job, images: Sequence[Tensor], pruned: Pruned) -> tuple[nn.Mod
         dense = recover_pruned_(model, recipe, images, parts=job.parts, config=job.config)
         pruning_seconds = time.perf_counter() - started
         recover_clustered_(model, recipe, images, dense=dense, parts=job.parts, config=job.config)
-        return model, dense, pruning_seconds
+        return model, pruning_seconds
     recipe = equal_size(job.recipe)[job.case]
     if job.case == "A":
         model, dense, seconds = case_(job.adapter.build(), "A", job.recipe), job.adapter.build(), 0.0
@@ -247,13 +255,29 @@ def compress(job: Job, images: Sequence[Tensor], pruned: Pruned) -> tuple[nn.Mod
         recover_clustered_(model, recipe, images, dense=dense, parts=job.parts, config=job.config)
     elif any_parts:
         refine_(model, dense, images, parts=any_parts, config=job.config)
-    return model, dense, seconds
+    return model, seconds
 
 
-def run(job: Job, reference: Found, images: Sequence[Tensor], pruned: Pruned) -> Iterator[dict[str, Any]]:
+def compressed(job: Job, images: Sequence[Tensor], pruned: Pruned, *, force: bool) -> tuple[nn.Module, float, float]:
+    """The network as its file gives it, and the seconds that pruning and all took; made where there is no file yet."""
+    path = MODELS / f"{job.model_hash}.mvq"
+    if force or not path.is_file():
+        started = time.perf_counter()
+        model, pruning_seconds = compress(job, images, pruned)
+        taken = {"pruning_seconds": pruning_seconds, "seconds": time.perf_counter() - started}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        mvq.save(model, path, provenance=taken)
+    with open_file(path) as file:
+        taken = file.provenance
+    return mvq.load_into(job.adapter.build(), path), taken["pruning_seconds"], taken["seconds"]
+
+
+def run(
+    job: Job, reference: Found, images: Sequence[Tensor], pruned: Pruned, *, force: bool = False
+) -> Iterator[dict[str, Any]]:
     """Compress and measure; then train and measure again."""
-    started = time.perf_counter()
-    model, dense, pruning_seconds = compress(job, images, pruned)
+    model, pruning_seconds, seconds = compressed(job, images, pruned, force=force)
+    started = time.perf_counter() - seconds
     if job.case == "ours":
         facts = settings(model)
     else:
@@ -261,8 +285,8 @@ def run(job: Job, reference: Found, images: Sequence[Tensor], pruned: Pruned) ->
         facts = {"pattern": recipe.pattern, "d": recipe.d, "n_codewords": recipe.n_codewords}
     for trained in (False, True)[: len(job.keys)]:
         if trained:
-            train(model, dense, job)
-        seconds = time.perf_counter() - started
+            train(model, job)
+            seconds = time.perf_counter() - started
         found = measure(model, job.adapter, job.limit)
         yield {
             **dict(zip(KEY, job.key(trained), strict=True)),
@@ -283,7 +307,7 @@ def run(job: Job, reference: Found, images: Sequence[Tensor], pruned: Pruned) ->
         }
 
 
-def train(model: nn.Module, dense: nn.Module, job: Job) -> None:
+def train(model: nn.Module, job: Job) -> None:
     """Fine-tune codebooks and what is not compressed, with labels and the dense network's scores, or these alone."""
     assert job.adapter.training is not None
     data = job.adapter.training(batch_size=job.config.batch_size, seed=job.config.seed)
@@ -295,7 +319,7 @@ def train(model: nn.Module, dense: nn.Module, job: Job) -> None:
         lr=TRAINING_LR,
         bn_eval=True,
         autocast=job.config.autocast,
-        objective=objective(dense),
+        objective=objective(job.adapter.build()),
     )
 
 
@@ -358,7 +382,7 @@ def measure_all(options: argparse.Namespace) -> None:
         reference = measure(adapter.build(), adapter, options.limit)
         images = shuffled(adapter, todo[0].config.images, options.seed)
         for i, job in enumerate(todo, 1):
-            for row in run(job, reference, images, pruned):
+            for row in run(job, reference, images, pruned, force=options.force):
                 kept[tuple(row[k] for k in KEY)] = row
                 write_rows(options.output, kept)
                 _say(

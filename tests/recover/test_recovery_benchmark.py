@@ -35,6 +35,7 @@ def test_each_row_adds_one_part():
 
 def test_rows_are_written_once_and_resumed(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(recovery.REGISTRY, "mobilenet_v2", adapter())
+    monkeypatch.setattr(recovery, "MODELS", tmp_path / "models")
     path = tmp_path / "rows.csv"
     config = '{"images": 24, "prune_steps": 2, "prune_epochs": 1, "block_steps": 2, "distill_epochs": 1}'
     arguments = ["--networks", "mobilenet_v2", "--recipes", "12x", "--ladder", "--config", config]
@@ -50,4 +51,9 @@ def test_rows_are_written_once_and_resumed(tmp_path, monkeypatch, capsys):
     before = path.read_bytes()
     recovery.main(arguments)
     assert path.read_bytes() == before
-    assert capsys.readouterr().err.endswith("mobilenet_v2: already measured\n")
+    monkeypatch.setattr(recovery, "compress", None)
+    path.unlink()
+    recovery.main(arguments)
+    again = recovery.read_rows(path)
+    assert {key: row["percent"] for key, row in again.items()} == {key: row["percent"] for key, row in rows.items()}
+    assert "mobilenet_v2: already measured\n" in capsys.readouterr().err
