@@ -41,6 +41,7 @@ from benchmarks.networks import REGISTRY, Adapter
 from benchmarks.real_networks import SPECIAL, expected_ratio
 from benchmarks.table import read_csv
 from mvq.allocate import achieved_bits, allocate_untrained
+from mvq.allocate.untrained import TRUST
 from mvq.baselines.conventional import case_, equal_size
 from mvq.baselines.forms import compressed_bits
 from mvq.bench.measuring import settings
@@ -146,6 +147,7 @@ class Job:
     def config_hash(self) -> str:
         """Of everything that decides the rows."""
         facts = [self.key(), self.recipe.to_dict(), asdict(self.config), self.epochs, mvq.__version__]
+        facts += [TRUST] * (self.case == "ours")
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
     @property

@@ -1,5 +1,6 @@
 """Layer-wise choices under a size: within it, better than one setting for all, and plain data."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -265,3 +266,18 @@ def test_untrained_networks_get_bits_where_outputs_depend_on_them():
     assert layers["a"] != layers["b"]
     assert error("a") < 0.5 * error("b")
     assert found == allocate_untrained(model, recipe, [x], ratio=12.0, n_images=24)
+    with pytest.raises(ConfigError, match=r"trust=1.5 is not in 0..1"):
+        allocate_untrained(model, recipe, [x], ratio=12.0, trust=1.5)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3])
+def test_without_trust_in_the_information_layers_of_any_scale_count_alike(scale):
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Conv2d(64, 64, 1) for _ in range(2)), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with torch.no_grad():
+        model[1].weight.copy_(model[0].weight * scale)
+    recipe = Recipe(first_conv="compress", n_codewords=64, rows_per_codeword=0)
+    found = allocate_untrained(model, recipe, [torch.randn(8, 64, 3, 3)], ratio=12.0, trust=0.0)
+    forms = [form_of(cluster_(prune_(copy.deepcopy(model), found), found)[i]) for i in range(2)]
+    relative = [form.total_sse / float(model[i].weight.detach().square().sum()) for i, form in enumerate(forms)]
+    assert relative[0] == pytest.approx(relative[1], rel=0.5)
