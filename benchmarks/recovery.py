@@ -61,16 +61,16 @@ INTRODUCTION = """\
 Made by `python -m benchmarks.recovery` from `recovery.csv` in `benchmarks/results`: pretrained networks, compressed in
 one shot and repaired by `mvq.recover` from unlabelled training images. The cases have equal size: A is conventional
 clustering of the dense weights, B the same of pruned weights, D masked clustering of the kept weights, `packed` the
-same with twice the codewords. `none` is what compression alone leaves, `parts` what all parts of the recovery bring
-back, and `won back` the share of the loss that is. `training` fine-tunes the result, with labels where there are some,
+same with twice the codewords. `ours` chooses layer by layer what is pruned, d and k (`mvq.allocate.allocate_untrained`,
+`mvq compress --recover --ratio`), at no more bits than any of them; it pruned nothing in the rows below. `none` is what
+compression alone leaves, `parts` what all parts of the recovery bring back, and `won back` the share of the loss that
+is; A gets the parts that ask nothing of the method. `training` fine-tunes the result, with labels where there are some,
 otherwise towards the dense network's outputs. Accuracy in percent on the validation images, one seed; the commands are
 in `benchmarks/README.md`.
 
-Compression alone takes pruned networks to nothing, and the parts bring back a third to more than half of it, most by
-error compensation. That is not enough: A, which prunes nothing, ends far above B, D and packed, against the order of
-trained networks (`docs/results.md`). Pruning needs training under its masks; where there can be none, or a few steps
-alone as here, cluster dense weights. D is level with B or below it, packed above D. Labels of 1,000 images and two
-epochs take off more than they add on three of four rows of SqueezeNet.
+`ours` is ahead of A and `packed` wherever both were measured, by what the sizes of the layers and the compensation of
+errors add. It saves no multiplications: pruning without training costs more accuracy than it saves bits. Empty cells
+are not measured.
 """
 NETWORKS = ("mobilenet_v2", "mobilenet_v1", "squeezenet1_1", "yolox_nano", "deeplab_v3")
 #: Name -> (target ratio over the compressed convolutions, recipe to start from).
