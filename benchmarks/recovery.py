@@ -54,6 +54,8 @@ from mvq.train import Distillation, finetune
 
 RESULTS = Path(__file__).parent / "results" / "recovery.csv"
 MODELS = Path("build") / "recovery"
+#: Packages of mvq that make the compressed networks.
+CODE = ("allocate", "baselines", "cluster", "codebook", "nn", "prune", "recover")
 REPORT = RESULTS.parents[2] / "docs" / "results-recovery.md"
 INTRODUCTION = """\
 # Accuracy back without labels
@@ -152,8 +154,11 @@ class Job:
 
     @property
     def model_hash(self) -> str:
-        """Of everything that decides the compressed network."""
-        return replace(self, epochs=0).config_hash
+        """Of everything that decides the compressed network, the code included: other code makes another file."""
+        found = hashlib.sha256(replace(self, epochs=0).config_hash.encode())
+        for path in sorted(path for package in CODE for path in (Path(mvq.__file__).parent / package).rglob("*.py")):
+            found.update(path.read_bytes())
+        return found.hexdigest()[:16]
 
     @property
     def pruned_hash(self) -> str:
