@@ -4,12 +4,12 @@
 
 Case D is pruning and masked clustering, `packed` the same with twice the (half as large) codewords; A is dense, B
 pruned, both with common k-means and dense decode, all of equal size. `ours` leaves it to `mvq.allocate` whether a layer
-is pruned and how long its subvectors are, by the Fisher information, within the size of the smallest of the others. The
-parts of `mvq.recover` are switched on one after the other in case D of the recipes of `--ladder`, all at once
-elsewhere. A takes those that ask nothing of the method; B, D and packed start from one pruned network, which all parts
-repaired. Calibration images come from the training side and their labels are never read, but for the rows `+labels`:
-there the whole is fine-tuned with them. Where there are none, `+training` fine-tunes it towards what the dense network
-says of them.
+is pruned and how long its subvectors are, by the Fisher information, within the size of the smallest of the others;
+`ours, trust 0` and so on, where asked for, trust that information less or more. The parts of `mvq.recover` are switched
+on one after the other in case D of the recipes of `--ladder`, all at once elsewhere. A takes those that ask nothing of
+the method; B, D and packed start from one pruned network, which all parts repaired. Calibration images come from the
+training side and their labels are never read, but for the rows `+labels`: there the whole is fine-tuned with them.
+Where there are none, `+training` fine-tunes it towards what the dense network says of them.
 
 The metric is the network's own, agreement is with the dense network's classes. It is measured on what is loaded from
 the file of each compressed network, `build/recovery/HASH.mvq`. Rows go to a CSV file as they are ready.
@@ -85,6 +85,9 @@ RECIPES: dict[str, tuple[float, Recipe]] = {
 }
 FOR_ANY = ("batchnorm", "reconstruct", "distill")
 CASES = {"A": FOR_ANY, "B": PARTS, "D": PARTS, "packed": PARTS, "ours": PARTS}
+#: How far the Fisher information is trusted (`allocate_untrained`); others than the default only where asked for.
+TRUSTS = {"ours": TRUST, **{f"ours, trust {trust:g}": trust for trust in (0.0, 0.5, 1.0)}}
+ALL_CASES = CASES | dict.fromkeys(TRUSTS, PARTS)
 LABELS, TRAINING = "labels", "training"
 TRAINING_LR = 2e-4
 KEY = ("network", "recipe", "case", "parts", "limit")
@@ -149,7 +152,7 @@ class Job:
     def config_hash(self) -> str:
         """Of everything that decides the rows."""
         facts = [self.key(), self.recipe.to_dict(), asdict(self.config), self.epochs, mvq.__version__]
-        facts += [TRUST] * (self.case == "ours")
+        facts += [TRUSTS[self.case]] if self.case in TRUSTS else []
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
@@ -181,7 +184,7 @@ def recipe_for(network: str, name: str, model: nn.Module, seed: int) -> Recipe:
 
 def steps(case: str, *, ladder: bool) -> list[tuple[str, ...]]:
     """Sets of parts of a case: none and all, or each with one more."""
-    order = CASES[case]
+    order = ALL_CASES[case]
     return [order[:n] for n in (range(len(order) + 1) if ladder else (0, len(order)))]
 
 
@@ -243,10 +246,10 @@ class Pruned:
 def compress(job: Job, images: Sequence[Tensor], pruned: Pruned) -> tuple[nn.Module, float]:
     """The compressed network of a job, and the seconds that pruning took."""
     any_parts = tuple(part for part in job.parts if part in FOR_ANY)
-    if job.case == "ours":
+    if job.case in TRUSTS:
         started, model = time.perf_counter(), job.adapter.build()
         limit = min(achieved_bits(model, case).total for case in equal_size(job.recipe).values())
-        recipe = allocate_untrained(model, job.recipe, images, limit, score=job.adapter.score)
+        recipe = allocate_untrained(model, job.recipe, images, limit, trust=TRUSTS[job.case], score=job.adapter.score)
         dense = recover_pruned_(model, recipe, images, parts=job.parts, config=job.config)
         pruning_seconds = time.perf_counter() - started
         recover_clustered_(model, recipe, images, dense=dense, parts=job.parts, config=job.config)
@@ -285,7 +288,7 @@ def run(
     """Compress and measure; then train and measure again."""
     model, pruning_seconds, seconds = compressed(job, images, pruned, force=force)
     started = time.perf_counter() - seconds
-    if job.case == "ours":
+    if job.case in TRUSTS:
         facts = settings(model)
     else:
         recipe = equal_size(job.recipe)[job.case]
@@ -340,7 +343,7 @@ def write_rows(path: Path, rows: Mapping[tuple[str, ...], Mapping[str, Any]]) ->
 
     def place(key: tuple[str, ...]) -> tuple[Any, ...]:
         network, recipe, case, parts, limit = key
-        order = (list(REGISTRY).index(network), list(RECIPES).index(recipe), limit, list(CASES).index(case))
+        order = (list(REGISTRY).index(network), list(RECIPES).index(recipe), limit, list(ALL_CASES).index(case))
         return (*order, parts.count("+"), parts != "none")
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -368,7 +371,7 @@ def jobs(options: argparse.Namespace, network: str) -> list[Job]:
         recipe = recipe_for(network, name, adapter.build(), options.seed)
         for case in options.cases:
             for parts in steps(case, ladder=case == "D" and name in options.ladder):
-                epochs = options.epochs if parts == CASES[case] and adapter.training is not None else 0
+                epochs = options.epochs if parts == ALL_CASES[case] and adapter.training is not None else 0
                 found.append(Job(adapter, name, recipe, case, parts, config, options.limit, epochs))
     return sorted(found, key=lambda job: len(job.parts))
 
@@ -415,7 +418,7 @@ def report(rows: Sequence[Mapping[str, Any]]) -> str:
         ]
         for name, case in dict.fromkeys((row["recipe"], row["case"]) for row in ours):
             found = {row["parts"]: row for row in ours if (row["recipe"], row["case"]) == (name, case)}
-            parts = "+".join(CASES[case])
+            parts = "+".join(ALL_CASES[case])
             one = next(iter(found.values()))
             wanted = ("none", parts, *(f"{parts}+{how}" for how in (LABELS, TRAINING)))
             none, repaired, labels, training = (
@@ -459,7 +462,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=list(REGISTRY), default=list(NETWORKS), metavar="NAME")
     parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=["8x", "12x", "16x"])
-    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--cases", nargs="+", choices=list(ALL_CASES), default=list(CASES), metavar="CASE")
     parser.add_argument(
         "--ladder",
         nargs="*",

@@ -57,3 +57,24 @@ def test_rows_are_written_once_and_resumed(tmp_path, monkeypatch, capsys):
     again = recovery.read_rows(path)
     assert {key: row["percent"] for key, row in again.items()} == {key: row["percent"] for key, row in rows.items()}
     assert "mobilenet_v2: already measured\n" in capsys.readouterr().err
+
+
+def test_each_trust_is_a_case_of_its_own(tmp_path, monkeypatch):
+    found, allocate = [], recovery.allocate_untrained
+
+    def spy(*arguments, trust, **options):
+        found.append(trust)
+        return allocate(*arguments, trust=trust, **options)
+
+    monkeypatch.setitem(recovery.REGISTRY, "mobilenet_v2", adapter())
+    monkeypatch.setattr(recovery, "MODELS", tmp_path / "models")
+    monkeypatch.setattr(recovery, "allocate_untrained", spy)
+    path = tmp_path / "rows.csv"
+    cases = ["ours", "ours, trust 0", "ours, trust 1"]
+    arguments = ["--networks", "mobilenet_v2", "--recipes", "12x", "--cases", *cases]
+    config = '{"images": 24, "prune_steps": 2, "block_steps": 2, "distill_epochs": 1}'
+    recovery.main([*arguments, "--config", config, "--epochs", "0", "--limit", "8", "--output", str(path)])
+    assert set(found) == {recovery.TRUST, 0.0, 1.0}
+    rows = recovery.read_rows(path)
+    assert {key[2] for key in rows} == set(cases)
+    assert len({row["config_hash"] for row in rows.values()}) == 2 * len(cases)
