@@ -184,7 +184,7 @@ def test_without_correlation_assignments_are_the_nearest():
     form, values = form_of(net[0]), form_of(net[0]).codebook.values.detach().clone()
     counts = form.codebook.counts.clone()
     moments = Moments(36, 10**6)
-    moments.second, moments.cross = [torch.eye(36)[None]], [torch.eye(36)[None]]
+    moments.add(torch.cat([6 * torch.eye(36), -6 * torch.eye(36)])[None])  # second moment: the identity
     curvature = torch.linspace(0.5, 2, 16)
     assign_compensated_(form, weight, moments, curvature, damping=1e-6, rounds=3)
     mask = form.pattern.unrank(form.mask_ids.numpy())

@@ -53,6 +53,76 @@ def test_moments_do_not_depend_on_batches(max_columns):
     assert moments.slices[-1].stop == 12
 
 
+def drawn(n_images: int, positions: int, *, seed: int = 0) -> torch.Tensor:
+    """Columns `(1, n_images * positions, 24)` of known second moment; those of one image are nearly alike."""
+    generator = torch.Generator().manual_seed(seed)
+    of_image = torch.randn(n_images, 1, 24, generator=generator)
+    of_position = torch.randn(n_images, positions, 24, generator=generator)
+    x = (of_image + 0.1 * of_position) @ mixing()
+    return (x + 1.5).reshape(1, -1, 24)
+
+
+def mixing() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(99)
+    return torch.diag(torch.logspace(-1, 1, 24)) @ (torch.eye(24) + 0.1 * torch.randn(24, 24, generator=generator))
+
+
+def true_second() -> torch.Tensor:
+    return 1.01 * mixing().T @ mixing() + 1.5**2
+
+
+def moments_of(x: torch.Tensor, n_images: int) -> Moments:
+    moments = Moments(24, 10**6)
+    half = n_images // 2 * (x.shape[1] // n_images)
+    moments.add(x[:, :half], n_images=n_images // 2)
+    moments.add(x[:, half:], n_images=n_images - n_images // 2)
+    return moments
+
+
+@pytest.mark.parametrize("positions", [1, 8, 40])
+def test_shrinking_is_as_the_formula_says(positions):
+    """Against Schaefer and Strimmer's estimate written out, on columns whose mean is guessed from the first half."""
+    x = drawn(10, positions)
+    moments = moments_of(x, 10)
+    first = x[0, : 5 * positions]
+    mean, scale = first.mean(0), first.std(0, correction=0)
+    z = ((x[0] - mean) / scale).reshape(10, positions, 24)
+    of_images = z.mT @ z / positions
+    noise = of_images.var(0, correction=1) / 10
+    off = ~torch.eye(24, dtype=torch.bool)
+    share = float((noise[off].sum() / of_images.mean(0)[off].square().sum()).clamp(0, 1))
+    assert 0.01 < share < 0.9
+    about = torch.einsum("ni,nj->ij", x[0] - mean, x[0] - mean) / x.shape[1]
+    shift = x[0].T @ x[0] / x.shape[1] - about
+    expected = torch.where(off, (1 - share) * about, about) + shift
+    second, cross = moments.shrunk()[0]
+    torch.testing.assert_close(second[0], expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(cross, second, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("positions", [1, 20])
+def test_few_images_say_little_of_how_columns_move_together(positions):
+    """However many positions they have. Moments of many images are left as they are."""
+
+    def error(moment: torch.Tensor) -> float:
+        scale = true_second().diagonal().sqrt()
+        return float(((moment[0] - true_second()) / scale[:, None] / scale).norm())
+
+    few = moments_of(drawn(12, positions), 12)
+    assert error(few.shrunk()[0][0]) < 0.9 * error(few.second[0])
+    many = moments_of(drawn(4000, 2), 4000)
+    torch.testing.assert_close(many.shrunk()[0][0], many.second[0], rtol=0.02, atol=0.05)
+
+
+def test_what_a_few_images_say_of_the_dense_network_counts_as_little():
+    """Changed inputs that have nothing to do with the columns must not seem to be explained by them."""
+    x = drawn(12, 1)
+    moments = Moments(24, 10**6)
+    moments.add(x, x + torch.randn(x.shape, generator=torch.Generator().manual_seed(5)))
+    second, cross = moments.shrunk()[0]
+    assert (cross - second).norm() < 0.8 * (moments.cross[0] - moments.second[0]).norm()
+
+
 def test_input_energies_are_those_of_the_inputs():
     model, x = residual(), images(6)
     modules = {"project": model.project[0], "fc": model.fc}

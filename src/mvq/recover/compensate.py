@@ -117,7 +117,7 @@ def prune_compensated(
     matrix = _grouped(weight, moments)
     kept_weight = torch.zeros_like(matrix)
     mask = torch.zeros_like(matrix, dtype=torch.bool)
-    for part, second, cross in zip(moments.slices, moments.second, moments.cross, strict=True):
+    for part, (second, cross) in zip(moments.slices, moments.shrunk(), strict=True):
         here = mask[:, :, part]
 
         def choose(j: int, column: Tensor, here: Tensor = here) -> Tensor:
@@ -148,7 +148,7 @@ def assign_compensated_(
     matrix = _grouped(weight, moments)
     found = [
         least_squares_target(matrix[:, :, part], second, cross, damping)
-        for part, second, cross in zip(moments.slices, moments.second, moments.cross, strict=True)
+        for part, (second, cross) in zip(moments.slices, moments.shrunk(), strict=True)
     ]
     layer = _Lanes(form, curvature)
     own = int(form.codebook.counts.sum()) == int(layer.real.sum())

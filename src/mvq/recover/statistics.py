@@ -45,7 +45,7 @@ def input_columns(module: nn.Module, x: Tensor, positions: int | None = None) ->
 
 
 class Moments:
-    """Sums of `x x^T` over the input columns of one layer, and of the dense network's columns with them.
+    """Mean of `x x^T` over the input columns of one layer, and of the dense network's columns with them.
 
     Blocks on the diagonal where there are more than `max_columns` columns, so that at most
     `2 * groups * columns * min(columns, max_columns)` float32 values are held.
@@ -61,26 +61,77 @@ class Moments:
         self.second: list[Tensor] = []
         self.cross: list[Tensor] = []
         self._n = 0
+        self._images = 0
+        # A first guess of the columns' means and scales, in which the noise of `second` is judged.
+        self._guess: list[tuple[Tensor, Tensor]] = []
+        self._mean: list[Tensor] = []
+        self._squares: list[Tensor] = []
 
-    def add(self, columns: Tensor, dense: Tensor | None = None) -> None:
-        """Take in `(groups, n, c)` columns, and those of the dense network at the same places."""
-        n = columns.shape[1]
+    def add(self, columns: Tensor, dense: Tensor | None = None, *, n_images: int | None = None) -> None:
+        """Take in columns, and those of the dense network at the same places.
+
+        Args:
+            columns: `(groups, n, c)`.
+            dense: as `columns`, which it is by default.
+            n_images: that they come from, in equal numbers and one after the other; n by default.
+        """
+        n, n_images = columns.shape[1], n_images or columns.shape[1]
+        first = self._n == 0
         share = n / (self._n + n)
         for i, part in enumerate(self.slices):
             x = columns[:, :, part]
             y = x if dense is None else dense[:, :, part]
-            second, cross = x.mT @ x / n, y.mT @ x / n
-            if self._n == 0:
+            second, cross, mean = x.mT @ x / n, y.mT @ x / n, x.mean(1)
+            if first:
                 self.second.append(second)
                 self.cross.append(cross)
+                self._mean.append(mean)
+                scale = x.std(1, correction=0)
+                self._guess.append((mean.clone(), torch.where(scale > 0, scale, 1.0)))
+                self._squares.append(torch.zeros(len(x)))
             else:
                 self.second[i].lerp_(second, share)
                 self.cross[i].lerp_(cross, share)
+                self._mean[i].lerp_(mean, share)
+            self._squares[i] += _squared_off_diagonals(x, *self._guess[i], n_images)
         self._n += n
+        self._images += n_images
+
+    def shrunk(self) -> list[tuple[Tensor, Tensor]]:
+        """`second` and `cross` by block, without what a few images suggest by chance.
+
+        Covariances of columns are drawn to zero by the share of their squares that is noise (Schaefer and Strimmer,
+        2005, target D), with images as the independent samples: positions of one image are not. Without it a layer
+        with more columns than images, such as a classifier, would be fitted to these images alone.
+        """
+        found = []
+        for second, cross, mean, (a, scale), squares in zip(
+            self.second, self.cross, self._mean, self._guess, self._squares, strict=True
+        ):
+            shift = a[:, :, None] * mean[:, None, :]
+            shift = shift + shift.mT - a[:, :, None] * a[:, None, :]
+            covariance = second - shift
+            diagonal = covariance.diagonal(dim1=1, dim2=2)
+            scaled = covariance / (scale[:, :, None] * scale[:, None, :])
+            total = scaled.square().sum((1, 2)) - scaled.diagonal(dim1=1, dim2=2).square().sum(1)
+            noise = (squares / self._images - total) / max(self._images - 1, 1)
+            share = (noise / total.clamp_min(1e-30)).clamp(0, 1)[:, None, None]
+            firm = (1 - share) * covariance + share * torch.diag_embed(diagonal) + shift
+            found.append((firm, firm + (1 - share) * (cross - second)))
+        return found
 
     def diagonal(self) -> Tensor:
         """E[x^2] `(groups, columns)`."""
         return torch.cat([m.diagonal(dim1=1, dim2=2) for m in self.second], 1)
+
+
+def _squared_off_diagonals(x: Tensor, mean: Tensor, scale: Tensor, n_images: int) -> Tensor:
+    """Squares of the off-diagonals of each image's moments, summed, `(groups,)`; of `(groups, n, c)` columns."""
+    z = ((x - mean[:, None]) / scale[:, None]).reshape(len(x), n_images, -1, x.shape[2])
+    n = z.shape[2]
+    gram = z @ z.mT if n < x.shape[2] else z.mT @ z
+    diagonals = z.square().sum(2)
+    return (gram.square().sum((2, 3)) - diagonals.square().sum(2)).sum(1) / n**2
 
 
 @contextmanager
