@@ -74,7 +74,9 @@ network's outputs. Accuracy in percent on the validation images, one seed; the c
 
 Where half of the weights are pruned, most of what is lost is lost by that: on SqueezeNet B, D and `packed` stay near 57
 at 8x, below A. As files get smaller A breaks down first; at 16x the order there is A, B, D, `packed`, `ours`. `ours`
-saves no multiplications. On MobileNets and DeepLab it is below A. Empty cells are not measured.
+saves no multiplications. On MobileNets and DeepLab it is below A. Rows of all cases but A are from before a correction
+of error compensation that concerns layers with more columns than images, such as the classifiers of MobileNets
+(`docs/decisions.md`, second moments of few images). Empty cells are not measured.
 """
 NETWORKS = ("mobilenet_v2", "mobilenet_v1", "squeezenet1_1", "yolox_nano", "deeplab_v3")
 #: Name -> (target ratio over the compressed convolutions, recipe to start from).

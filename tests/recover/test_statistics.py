@@ -92,9 +92,9 @@ def test_shrinking_is_as_the_formula_says(positions):
     off = ~torch.eye(24, dtype=torch.bool)
     share = float((noise[off].sum() / of_images.mean(0)[off].square().sum()).clamp(0, 1))
     assert 0.01 < share < 0.9
-    about = torch.einsum("ni,nj->ij", x[0] - mean, x[0] - mean) / x.shape[1]
-    shift = x[0].T @ x[0] / x.shape[1] - about
-    expected = torch.where(off, (1 - share) * about, about) + shift
+    covariance = torch.cov(x[0].T, correction=0)
+    square = torch.outer(x[0].mean(0), x[0].mean(0))
+    expected = torch.where(off, (1 - share) * covariance, covariance) + square
     second, cross = moments.shrunk()[0]
     torch.testing.assert_close(second[0], expected, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(cross, second, rtol=1e-3, atol=1e-3)
@@ -112,6 +112,17 @@ def test_few_images_say_little_of_how_columns_move_together(positions):
     assert error(few.shrunk()[0][0]) < 0.9 * error(few.second[0])
     many = moments_of(drawn(4000, 2), 4000)
     torch.testing.assert_close(many.shrunk()[0][0], many.second[0], rtol=0.02, atol=0.05)
+
+
+def test_shrunk_moments_stay_positive_semidefinite():
+    """Although the first batch, from which means are guessed, may be far off."""
+    x = torch.randn(1, 12, 24, generator=torch.Generator().manual_seed(1))
+    moments = Moments(24, 10**6)
+    moments.add(x[:, :2], n_images=2)
+    moments.add(x[:, 2:], n_images=10)
+    second = moments.shrunk()[0][0]
+    eigenvalues = torch.linalg.eigvalsh(second[0].double())
+    assert eigenvalues.min() > -1e-6 * eigenvalues.max()
 
 
 def test_what_a_few_images_say_of_the_dense_network_counts_as_little():

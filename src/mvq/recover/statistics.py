@@ -109,14 +109,16 @@ class Moments:
             self.second, self.cross, self._mean, self._guess, self._squares, strict=True
         ):
             shift = a[:, :, None] * mean[:, None, :]
-            shift = shift + shift.mT - a[:, :, None] * a[:, None, :]
-            covariance = second - shift
-            diagonal = covariance.diagonal(dim1=1, dim2=2)
-            scaled = covariance / (scale[:, :, None] * scale[:, None, :])
+            about = second - shift - shift.mT + a[:, :, None] * a[:, None, :]
+            scaled = about / (scale[:, :, None] * scale[:, None, :])
             total = scaled.square().sum((1, 2)) - scaled.diagonal(dim1=1, dim2=2).square().sum(1)
             noise = (squares / self._images - total) / max(self._images - 1, 1)
             share = (noise / total.clamp_min(1e-30)).clamp(0, 1)[:, None, None]
-            firm = (1 - share) * covariance + share * torch.diag_embed(diagonal) + shift
+            # About the mean itself: the sum of what is left and the mean's square is positive semidefinite.
+            square = mean[:, :, None] * mean[:, None, :]
+            covariance = second - square
+            own = torch.diag_embed(covariance.diagonal(dim1=1, dim2=2))
+            firm = (1 - share) * covariance + share * own + square
             found.append((firm, firm + (1 - share) * (cross - second)))
         return found
 
