@@ -361,7 +361,7 @@ class _Walk:
             pair = [input_columns(ours, x, config.positions) for x in seen]
             if moments is None:
                 moments = Moments(pair[0].shape[2], config.max_columns)
-            moments.add(pair[0], pair[1], n_images=len(x))
+            moments.add(pair[0], pair[1], n_images=len(seen[0]))
         assert moments is not None
         return moments
 

@@ -88,7 +88,7 @@ class Moments:
                 self._mean.append(mean)
                 scale = x.std(1, correction=0)
                 self._guess.append((mean.clone(), torch.where(scale > 0, scale, 1.0)))
-                self._squares.append(torch.zeros(len(x)))
+                self._squares.append(x.new_zeros(len(x)))
             else:
                 self.second[i].lerp_(second, share)
                 self.cross[i].lerp_(cross, share)
