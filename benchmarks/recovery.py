@@ -3,9 +3,10 @@
     MVQ_DATA=FOLDER uv run python -m benchmarks.recovery [--networks NAME ...] [--recipes 8x 12x 16x] [--limit N]
 
 Case D is pruning and masked clustering, `packed` the same with twice the (half as large) codewords; A is dense, B
-pruned, both with common k-means and dense decode, as near in size as whole index bits allow. `ours` leaves it to
-`mvq.allocate` whether a layer is pruned and how long its subvectors are, by the Fisher information, within the size of
-the smallest of the others; `ours, trust 0` and so on, where asked for, trust that information less or more. The parts
+pruned, both with common k-means and dense decode and the length of subvectors of lowest error. All take at most the
+bits of D, but for A and B, which may take 2% more as whole index bits leave a gap. `ours` leaves it to `mvq.allocate`
+whether a layer is pruned and how long its subvectors are, by the Fisher information; `ours, trust 0` and so on, where
+asked for, trust that information less or more. The parts
 of `mvq.recover` are switched on one after the other in case D of the recipes of `--ladder`, all at once elsewhere. A
 takes those that ask nothing of the method; B, D and packed start from one pruned network, which all parts repaired.
 Calibration images come from the training side and their labels are never read, but for the rows `+labels`: there the
@@ -41,13 +42,13 @@ import mvq
 from benchmarks.networks import REGISTRY, Adapter
 from benchmarks.real_networks import SPECIAL, expected_ratio
 from benchmarks.table import read_csv
-from mvq.allocate import achieved_bits, allocate_untrained
+from mvq.allocate import achieved_bits, allocate_untrained, fit_codewords
 from mvq.allocate.untrained import TRUST
-from mvq.baselines.conventional import case_, equal_size
+from mvq.baselines import cluster_conventional
 from mvq.baselines.forms import compressed_bits
 from mvq.bench.measuring import settings
 from mvq.format import open_file
-from mvq.nn import bake_, cluster_
+from mvq.nn import bake_
 from mvq.recipe import Recipe
 from mvq.recover import PARTS, RecoverConfig, recover_clustered_, recover_pruned_, refine_
 from mvq.tasks.running import running
@@ -92,6 +93,8 @@ CASES = {"A": FOR_ANY, "B": PARTS, "D": PARTS, "packed": PARTS, "ours": PARTS}
 #: How far the Fisher information is trusted (`allocate_untrained`); others than the default only where asked for.
 TRUSTS = {"ours": TRUST, **{f"ours, trust {trust:g}": trust for trust in (0.0, 0.5, 1.0)}}
 ALL_CASES = CASES | dict.fromkeys(TRUSTS, PARTS)
+#: Conventional vector quantization: bits that it may take beside those of case D, lengths of subvectors, codewords.
+SLACK, DENSE_LANES, MOST_CODEWORDS = 1.02, (1, 2, 3, 4, 6, 8), 4096
 LABELS, TRAINING = "labels", "training"
 TRAINING_LR = 2e-4
 KEY = ("network", "recipe", "case", "parts", "limit")
@@ -249,25 +252,31 @@ class Pruned:
 
 def compress(job: Job, images: Sequence[Tensor], pruned: Pruned) -> tuple[nn.Module, float]:
     """The compressed network of a job, and the seconds that pruning took."""
-    any_parts = tuple(part for part in job.parts if part in FOR_ANY)
+    limit = achieved_bits(job.adapter.build(), job.recipe).total
     if job.case in TRUSTS:
         started, model = time.perf_counter(), job.adapter.build()
-        limit = min(achieved_bits(model, case).total for case in equal_size(job.recipe).values())
         recipe = allocate_untrained(model, job.recipe, images, limit, trust=TRUSTS[job.case], score=job.adapter.score)
         dense = recover_pruned_(model, recipe, images, parts=job.parts, config=job.config)
         pruning_seconds = time.perf_counter() - started
         recover_clustered_(model, recipe, images, dense=dense, parts=job.parts, config=job.config)
         return model, pruning_seconds
-    recipe = equal_size(job.recipe)[job.case]
     if job.case == "A":
-        model, dense, seconds = case_(job.adapter.build(), "A", job.recipe), job.adapter.build(), 0.0
+        model, dense, seconds = job.adapter.build(), job.adapter.build(), 0.0
     else:
         model, dense, seconds = pruned.get(job, images)
-    if job.case == "B":
-        cluster_(bake_(model), recipe)
     if job.case in ("D", "packed"):
+        recipe = job.recipe
+        if job.case == "packed":
+            recipe = fit_codewords(model, replace(recipe, codewords="packed"), limit)
         recover_clustered_(model, recipe, images, dense=dense, parts=job.parts, config=job.config)
-    elif any_parts:
+        return model, seconds
+    if job.case == "B":
+        bake_(model)
+    model = cluster_conventional(
+        model, job.recipe, int(SLACK * limit), lanes=DENSE_LANES, most_codewords=MOST_CODEWORDS
+    )
+    any_parts = tuple(part for part in job.parts if part in FOR_ANY)
+    if any_parts:
         refine_(model, dense, images, parts=any_parts, config=job.config)
     return model, seconds
 
@@ -292,11 +301,6 @@ def run(
     """Compress and measure; then train and measure again."""
     model, pruning_seconds, seconds = compressed(job, images, pruned, force=force)
     started = time.perf_counter() - seconds
-    if job.case in TRUSTS:
-        facts = settings(model)
-    else:
-        recipe = equal_size(job.recipe)[job.case]
-        facts = {"pattern": recipe.pattern, "d": recipe.d, "n_codewords": recipe.n_codewords}
     for trained in (False, True)[: len(job.keys)]:
         if trained:
             train(model, job)
@@ -309,7 +313,7 @@ def run(
             "percent": f"{found.value:.2f}",
             "agreement_percent": found.agreement(reference),
             "n": found.n,
-            **facts,
+            **settings(model),
             "compressed_bits": compressed_bits(model),
             "images": min(job.config.images, sum(map(len, images))),
             "pruning_seconds": round(pruning_seconds, 1),

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from mvq import Recipe
-from mvq.baselines import CASES, ablation, case_, equal_size
+from mvq.allocate import achieved_bits
+from mvq.baselines import CASES, ablation, case_, cluster_conventional, equal_size
 from mvq.errors import ConfigError
 from mvq.nn import extract
 
@@ -63,6 +64,32 @@ def test_case_b_decodes_densely() -> None:
     recipe = Recipe(n_codewords=32, rows_per_codeword=0, max_iters=3)
     layers = extract(case_(build(), "B", recipe)).vq_layers
     assert all(layer.pattern.is_dense and layer.bits_mask == 0 for layer in layers)
+
+
+def test_conventional_clustering_takes_the_best_length_within_a_size() -> None:
+    model, recipe = build(), Recipe(n_codewords=32, rows_per_codeword=0, max_iters=5)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    limit = achieved_bits(model, recipe).total
+
+    def errors(lanes: tuple[int, ...], most: int = 4096) -> tuple[float, int, int]:
+        found = extract(cluster_conventional(model, recipe, limit, lanes=lanes, most_codewords=most))
+        bits = sum(layer.bits_assign + layer.bits_mask for layer in found.vq_layers)
+        bits += sum(8 * codebook.codes.size + 32 for codebook in found.codebooks.values())
+        assert bits <= limit
+        assert all(layer.pattern.is_dense for layer in found.vq_layers)
+        error = sum(
+            float((found.dense_weight(layer) - before[f"{layer.name}.weight"].numpy()).__pow__(2).sum())
+            for layer in found.vq_layers
+        )
+        return error, found.vq_layers[0].d, max(codebook.codes.shape[0] for codebook in found.codebooks.values())
+
+    each = [errors((d,)) for d in (2, 4, 8)]
+    assert len({d for _, d, _ in each}) == 3
+    assert errors((2, 4, 8)) == min(each)
+    assert errors((2, 4, 8), most=min(k for _, _, k in each))[2] == min(k for _, _, k in each)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    with pytest.raises(ConfigError, match=r"no subvector length of 2, 4 reaches 10 bits with at most 4096 codewords"):
+        cluster_conventional(model, recipe, 10, lanes=(2, 4), most_codewords=4096)
 
 
 def test_errors() -> None:

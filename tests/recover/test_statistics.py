@@ -143,17 +143,46 @@ def test_input_energies_are_those_of_the_inputs():
     torch.testing.assert_close(found["project"][0], hidden.square().mean((0, 2, 3)))
 
 
+def own(found: torch.Tensor, share: float) -> torch.Tensor:
+    """What is left of a curvature when the share that is alike for all channels is taken out."""
+    return (found - share) / (1 - share)
+
+
 def test_curvature_is_the_mean_squared_gradient_of_drawn_labels():
     """Against the exact expectation over labels: `p_o (1 - p_o)` at the outputs of the last layer."""
-    model, x = residual(), images(400)
+    model, x = residual(), images(4000)
+    with torch.no_grad():
+        model.fc.bias += torch.arange(10) / 3
     found = output_curvature(model, {"fc": model.fc}, [x])["fc"]
     with torch.no_grad():
         p = model(x).softmax(1)
     expected = (p * (1 - p)).mean(0)
-    torch.testing.assert_close(2 * found - 1, expected / expected.mean(), rtol=0.3, atol=0.1)
+    assert expected.max() > 5 * expected.min()
+    torch.testing.assert_close(own(found, 0.1), expected / expected.mean(), rtol=0.1, atol=0.05)
     assert all(p.grad is None for p in model.parameters())
     again = output_curvature(model, {"fc": model.fc}, [x])["fc"]
     assert torch.equal(found, again)
+
+
+def test_curvature_of_a_few_images_is_what_they_can_tell():
+    """Against the estimate written out, and nearer to that of many images than without it."""
+    model, many = residual(), images(2000)
+    exact = own(output_curvature(model, {"fc": model.fc}, [many])["fc"], 0.1)
+    x = many[:12]
+    squares: list[torch.Tensor] = []
+
+    def note(module: nn.Module, _: object, y: torch.Tensor) -> None:
+        y.register_hook(lambda gradient: squares.append(gradient.square()))
+
+    handle = model.fc.register_forward_hook(note)
+    found = output_curvature(model, {"fc": model.fc}, [x[:5], x[5:]])["fc"]
+    handle.remove()
+    of_images = torch.cat(squares)
+    mean = of_images.mean(0)
+    share = float((of_images.var(0).mean() / 12 / mean.var(correction=0)).clamp(0.1, 1))
+    assert share > 0.3
+    torch.testing.assert_close(found, share + (1 - share) * mean / mean.mean())
+    assert (found - exact).norm() < 0.8 * (mean / mean.mean() - exact).norm()
 
 
 def test_curvature_of_maps_is_that_of_squared_error():
@@ -163,7 +192,7 @@ def test_curvature_of_maps_is_that_of_squared_error():
         tail.weight[:, 0] = 0
     found = output_curvature(nn.Sequential(layer, tail), {"a": layer}, [images(8)])["a"]
     expected = tail.weight.detach().flatten(1).square().sum(0)
-    torch.testing.assert_close(2 * found - 1, expected / expected.mean(), rtol=0.2, atol=1e-6)
+    torch.testing.assert_close(own(found, 0.1), expected / expected.mean(), rtol=0.2, atol=1e-6)
 
 
 def test_channels_that_no_image_says_anything_of_still_count():
@@ -172,8 +201,13 @@ def test_channels_that_no_image_says_anything_of_still_count():
         tail = nn.Conv2d(4, 5, 1)
         tail.weight[:, 2] = 0
     found = output_curvature(nn.Sequential(layer, tail), {"a": layer}, [x])["a"]
-    assert found[2] == 0.5
+    assert float(found[2]) == pytest.approx(0.1)
     assert float(found.mean()) == pytest.approx(1)
+
+
+def test_one_image_says_nothing_of_channels():
+    layer = nn.Conv2d(3, 4, 1)
+    assert torch.equal(output_curvature(layer, {"a": layer}, [images(1)])["a"], torch.ones(4))
 
 
 def test_layers_without_gradient_count_alike():

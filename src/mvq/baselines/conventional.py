@@ -21,14 +21,17 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from mvq.allocate import fit_codewords
 from mvq.errors import ConfigError
-from mvq.nn import as_recipe, bake_, cluster_, extract, prune_
-from mvq.nn.layers import Planned, plan
+from mvq.nn import VQWeight, as_recipe, bake_, cluster_, eligible_layers, extract, prune_
+from mvq.nn.layers import Planned, form_of, plan
 from mvq.patterns import Pattern
 from mvq.prune import magnitude_mask, weight_mask
 from mvq.recipe import MAX_CODEWORDS, Recipe
 
 CASES = ("A", "B", "C", "D", "packed")
+#: Lanes that conventional vector quantization may take within a size.
+DENSE_LANES = (2, 4, 6, 8, 12, 16)
 _CODEBOOK_SHARE = 0.08
 _SIZE_KEYS = ("pattern", "d", "n_codewords", "codewords", "kmeans")
 
@@ -133,6 +136,52 @@ def case_(model: nn.Module, case: str, recipe: Recipe | str | Mapping[str, Any])
     if case == "B":
         bake_(model)
     return cluster_(model, recipes[case])
+
+
+def cluster_conventional(
+    model: nn.Module,
+    recipe: Recipe | str | Mapping[str, Any],
+    target_bits: int,
+    *,
+    lanes: Sequence[int] = DENSE_LANES,
+    most_codewords: int = MAX_CODEWORDS,
+) -> nn.Module:
+    """Cases A and B within a size: common k-means, dense decode, the mask bits spent on indices and codewords.
+
+    The paper has d = 8 beside 4:16, d = 16. Here the length of lowest error at the size is taken: index bits are
+    whole, so that one length alone would leave up to 7% of some sizes unused.
+
+    Args:
+        model: dense, or pruned and made plain again; not changed.
+        recipe: says which layers are compressed, and the scope of codebooks.
+        target_bits: of the compressed layers, at most.
+        lanes: lengths that are tried.
+        most_codewords: lengths that would take more are left out.
+
+    Returns:
+        A clustered copy.
+
+    Raises:
+        ConfigError: if no length reaches the size.
+    """
+    found = []
+    for d in lanes:
+        start = replace(as_recipe(recipe), pattern="1:1", d=d, kmeans="plain", codewords="masked")
+        try:
+            fitted = fit_codewords(model, start, target_bits)
+        except ConfigError:
+            continue  # one codeword of so few lanes is too much
+        if fitted.n_codewords > most_codewords:
+            continue
+        clustered = cluster_(copy.deepcopy(model), fitted)
+        forms = [form_of(module) for _, module, _ in eligible_layers(clustered)]
+        found.append((sum(form.total_sse for form in forms if isinstance(form, VQWeight)), d, clustered))
+    if not found:
+        raise ConfigError(
+            f"conventional vector quantization: no subvector length of {', '.join(map(str, lanes))} reaches "
+            f"{target_bits} bits with at most {most_codewords} codewords; give another size"
+        )
+    return min(found, key=lambda entry: entry[:2])[2]
 
 
 def ablation(

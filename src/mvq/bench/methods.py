@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -12,17 +11,15 @@ from torch import nn
 
 from mvq.allocate import allocate_untrained, fit_codewords, layer_fisher
 from mvq.allocate.sensitivity import Score
+from mvq.baselines import cluster_conventional
 from mvq.errors import ConfigError
-from mvq.nn import VQWeight, cluster_, eligible_layers
-from mvq.nn.layers import form_of
+from mvq.nn import cluster_
 from mvq.patterns import Pattern
 from mvq.recipe import Recipe
 from mvq.recover import equalize_
 from mvq.tasks.imports import import_callable, is_import_spec
 
 _MVQ = "MVQ, ASPLOS 2025, arXiv 2412.10261"
-#: Lanes that conventional vector quantization may take.
-DENSE_LANES = (2, 4, 6, 8, 12, 16)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,26 +122,10 @@ def _masked(name: str, label: str, **changes: Any) -> Method:
 
 
 def _conventional(name: str, label: str, masks: Callable[[nn.Module, Point], Recipe | None]) -> Method:
-    """A case of the paper's ablation decoded dense: common k-means, the mask bits spent on indices and codewords.
-
-    The paper has d = 8 beside 4:16, d = 16. Here the length of lowest error at the size is taken, for each network:
-    index bits are whole, so that one length alone would leave up to 7% of some sizes unused.
-    """
+    """A case of the paper's ablation that is decoded dense, with subvectors that suit the network."""
 
     def compress(model: nn.Module, point: Point) -> nn.Module:
-        found = []
-        for d in DENSE_LANES:
-            recipe = replace(point.recipe, pattern="1:1", d=d, kmeans="plain", codewords="masked")
-            try:
-                recipe = fit_codewords(model, recipe, point.target_bits)
-            except ConfigError:
-                continue  # one codeword of so few lanes is too much
-            clustered = cluster_(copy.deepcopy(model), recipe)
-            forms = [form_of(module) for _, module, _ in eligible_layers(clustered)]
-            found.append((sum(form.total_sse for form in forms if isinstance(form, VQWeight)), d, clustered))
-        if not found:
-            raise ConfigError(f"{name}: no subvector length reaches {point.target_bits} bits; give a larger size")
-        return min(found, key=lambda entry: entry[:2])[2]
+        return cluster_conventional(model, point.recipe, point.target_bits)
 
     return Method(name=name, label=label, source=_MVQ, compress=compress, masks=masks, clusters=True)
 

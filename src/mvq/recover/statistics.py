@@ -13,6 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+#: Share of the curvature that all output channels have alike, at least: none is free to be wrong.
+_SHARED = 0.1
+
 
 def n_groups(module: nn.Module) -> int:
     """Groups of a convolution, 1 for a linear layer."""
@@ -193,17 +196,18 @@ def output_curvature(
         seed: of the drawn labels or projections.
 
     Returns:
-        `(Cout,)` by layer name, of mean 1; half of it is shared alike, as few images say nothing of most of a
-        thousand classes. Ones where no gradient arrives.
+        `(Cout,)` by layer name, of mean 1, drawn to 1 by the share of the channels' differences that is noise of the
+        images and draws (James and Stein, 1961), at least `_SHARED`: few images say nothing of most of a thousand
+        classes. Ones where no gradient arrives.
     """
-    sums: dict[nn.Module, Tensor] = {}
+    by_image: dict[nn.Module, list[Tensor]] = {module: [] for module in modules.values()}
     generator = torch.Generator().manual_seed(seed)
 
     def see(module: nn.Module, _: Tensor, y: Tensor) -> None:
         def add(gradient: Tensor) -> None:
             channels = gradient.movedim(-1 if isinstance(module, nn.Linear) else 1, -1)
-            square = channels.float().flatten(0, -2).square().sum(0)
-            sums[module] = sums.get(module, torch.zeros(())) + square
+            square = channels.float().square()
+            by_image[module].append(square.reshape(len(square), -1, square.shape[-1]).sum(1))
 
         y.register_hook(add)
 
@@ -211,13 +215,19 @@ def output_curvature(
         for batch in batches:
             _label_free_loss(model(batch.clone().requires_grad_()), generator).backward()
     model.zero_grad(set_to_none=True)
-    found = {}
-    for name, module in modules.items():
-        square = sums.get(module)
-        mean = None if square is None else square.mean()
-        ones = torch.ones(module.weight.shape[0])  # type: ignore[union-attr]
-        found[name] = ones if square is None or mean is None or not mean > 0 else (square / mean + 1) / 2
-    return found
+    return {name: _curvature(by_image[m], m.weight.shape[0]) for name, m in modules.items()}  # type: ignore[union-attr]
+
+
+def _curvature(by_image: list[Tensor], n_channels: int) -> Tensor:
+    """Mean over images relative to that of all channels, without what is noise."""
+    ones = torch.ones(n_channels)
+    squares = torch.cat(by_image) if by_image else ones[None]
+    mean = squares.mean(0)
+    if len(squares) < 2 or not mean.mean() > 0:
+        return ones
+    noise, all_ = squares.var(0).mean() / len(squares), mean.var(correction=0)
+    share = float((noise / all_).clamp(_SHARED, 1)) if all_ > 0 else 1.0
+    return share + (1 - share) * mean / mean.mean()
 
 
 def _label_free_loss(output: Any, generator: torch.Generator) -> Tensor:
