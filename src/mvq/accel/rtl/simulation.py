@@ -213,11 +213,16 @@ def _run(command: list[str], folder: Path, environment: dict[str, str]) -> None:
         raise MvqError(f"{Path(command[0]).name} failed (exit code {done.returncode}):\n{text}")
 
 
+def layout_bytes(layout: data.StructLayout | data.ArrayLayout, values: Any, *, unit: int = 1) -> NDArray[np.uint8]:
+    """Fields as bytes, least significant first, filled up to a whole number of `unit` bytes."""
+    number = Const.cast(layout.const(values)).value
+    n_bytes = -(-layout.size // (8 * unit)) * unit
+    return np.frombuffer(number.to_bytes(n_bytes, "little"), np.uint8)
+
+
 def _words(layout: data.StructLayout | data.ArrayLayout, values: Any) -> NDArray[np.uint32]:
     """Fields as 32-bit words."""
-    number = Const.cast(layout.const(values)).value
-    n = -(-layout.size // 32)
-    return np.frombuffer(number.to_bytes(4 * n, "little"), np.uint32)
+    return layout_bytes(layout, values, unit=4).view(np.uint32)
 
 
 def _to_words(items: NDArray[np.uint8]) -> NDArray[np.uint32]:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from amaranth.hdl import Const
 from amaranth.lib import data
 from numpy.typing import NDArray
 
@@ -17,6 +16,7 @@ from mvq.accel.rtl.gates.timing import Timing
 from mvq.accel.rtl.loader import storage_layout
 from mvq.accel.rtl.program import Program
 from mvq.accel.rtl.sequencer import block_layout
+from mvq.accel.rtl.simulation import layout_bytes
 from mvq.accel.rtl.synthesis import component_of
 from mvq.accel.spec import AcceleratorSpec
 from mvq.errors import MvqError
@@ -163,9 +163,7 @@ def _address(addresses: int, tile: int, program: Program) -> int:
 
 
 def _bits(layout: data.StructLayout, values: dict[str, Any]) -> Array:
-    number = Const.cast(layout.const(values)).value
-    size = -(-layout.size // 8)
-    return np.unpackbits(np.frombuffer(number.to_bytes(size, "little"), np.uint8), bitorder="little")[: layout.size]
+    return np.unpackbits(layout_bytes(layout, values), bitorder="little")[: layout.size]
 
 
 def _split(stream: bytes, bits: int) -> Array:
