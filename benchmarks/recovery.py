@@ -2,16 +2,15 @@
 
     MVQ_DATA=FOLDER uv run python -m benchmarks.recovery [--networks NAME ...] [--recipes 8x 12x 16x] [--limit N]
 
-Case D is pruning and masked clustering, `packed` the same with twice the (half as large) codewords; A is dense, B
-pruned, both with common k-means and dense decode and the length of subvectors of lowest error. All take at most the
-bits of D, but for A and B, which may take 2% more as whole index bits leave a gap. `ours` leaves it to `mvq.allocate`
-whether a layer is pruned and how long its subvectors are, by the Fisher information; `ours, trust 0` and so on, where
-asked for, trust that information less or more. The parts
-of `mvq.recover` are switched on one after the other in case D of the recipes of `--ladder`, all at once elsewhere. A
-takes those that ask nothing of the method; B, D and packed start from one pruned network, which all parts repaired.
-Calibration images come from the training side and their labels are never read, but for the rows `+labels`: there the
-whole is fine-tuned with them. Where there are none, `+training` fine-tunes it towards what the dense network says of
-them.
+Case D is pruning and masked clustering, `packed` the same with codewords of half the size; A is dense, B pruned, both
+with common k-means and dense decode and the length of subvectors of lowest error. All take at most the bits of D, but
+for A and B, which may take 2% more as whole index bits leave a gap. `ours` leaves it to `mvq.allocate` whether a
+layer is pruned and how long its subvectors are, by the Fisher information; `ours, trust 0` and so on, where asked
+for, trust that information less or more. The parts of `mvq.recover` are switched on one after the other in case D of
+the recipes of `--ladder`, all at once elsewhere. A takes those that ask nothing of the method; B, D and packed start
+from one pruned network, which all parts repaired. Calibration images come from the training side and their labels are
+never read, but for the rows `+labels`: there the whole is fine-tuned with them. Where there are none, `+training`
+fine-tunes it towards what the dense network says of them.
 
 The metric is the network's own, agreement is with the dense network's classes. It is measured on what is loaded from
 the file of each compressed network, `build/recovery/HASH.mvq`. Rows go to a CSV file as they are ready.
@@ -79,8 +78,8 @@ Where half of the weights are pruned, most of what is lost is lost by that: on S
 and D are within 3.2 points at 12x, and at 16x the order is A, B, D, `ours` with wide gaps. On these two networks
 `ours` is ahead of all; it saves no multiplications. How much of its lead is the choice of layers and how much the
 repair differs: on MobileNet-V2 at 12x the parts that A gets bring it to 76.1%, all parts to 76.2%; SqueezeNet at 16x
-has 38.8% without compensation (trials). Fine-tuning with labels of the same 1000 images changes these by -0.5 to +2.9
-points, and distillation on them takes 2 from case D of MobileNet-V2.
+has 38.8% without compensation (trials, before the last correction). Fine-tuning with labels of the same 1000 images
+changes these by -0.5 to +2.9 points, and distillation on them takes 2 from case D of MobileNet-V2.
 
 Rows of MobileNet-V1, of MobileNet-V2 at 16x, of YOLOX-Nano and of DeepLab-V3 are older: from before two corrections of
 the repair (`docs/decisions.md`, curvature of output channels, second moments of few images), which matter where layers
@@ -260,16 +259,16 @@ class Pruned:
 
 def compress(job: Job, images: Sequence[Tensor], pruned: Pruned) -> tuple[nn.Module, float]:
     """The compressed network of a job, and the seconds that pruning took."""
-    limit = achieved_bits(job.adapter.build(), job.recipe).total
+    started, model = time.perf_counter(), job.adapter.build()
+    limit = achieved_bits(model, job.recipe).total
     if job.case in TRUSTS:
-        started, model = time.perf_counter(), job.adapter.build()
         recipe = allocate_untrained(model, job.recipe, images, limit, trust=TRUSTS[job.case], score=job.adapter.score)
         dense = recover_pruned_(model, recipe, images, parts=job.parts, config=job.config)
         pruning_seconds = time.perf_counter() - started
         recover_clustered_(model, recipe, images, dense=dense, parts=job.parts, config=job.config)
         return model, pruning_seconds
     if job.case == "A":
-        model, dense, seconds = job.adapter.build(), job.adapter.build(), 0.0
+        dense, seconds = job.adapter.build(), 0.0
     else:
         model, dense, seconds = pruned.get(job, images)
     if job.case in ("D", "packed"):

@@ -78,7 +78,7 @@ def test_conventional_clustering_takes_the_best_length_within_a_size() -> None:
         assert bits <= limit
         assert all(layer.pattern.is_dense for layer in found.vq_layers)
         error = sum(
-            float((found.dense_weight(layer) - before[f"{layer.name}.weight"].numpy()).__pow__(2).sum())
+            float(((found.dense_weight(layer) - before[f"{layer.name}.weight"].numpy()) ** 2).sum())
             for layer in found.vq_layers
         )
         return error, found.vq_layers[0].d, max(codebook.codes.shape[0] for codebook in found.codebooks.values())
