@@ -293,9 +293,8 @@ def test_numbers_that_json_lacks_are_null(capsys) -> None:
 
 def test_as_a_program(workdir: Path) -> None:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        code = "from mvq.cli import main; main()"
         env = {**os.environ, "PYTHONWARNINGS": "error"}
-        return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=env)
+        return subprocess.run([sys.executable, "-m", "mvq", *arguments], capture_output=True, text=True, env=env)
 
     done = run("recipes", "mvq-22x")
     assert (done.returncode, done.stderr) == (0, "")
