@@ -8,7 +8,7 @@ from torch import nn
 
 from mvq.allocate import fit_codewords
 from mvq.bench import OURS, Method, Options, Point, ours
-from mvq.nn import Reassign, cluster_, eligible_layers, soften_
+from mvq.nn import cluster_
 from mvq.recover import equalize_
 
 _PACKED = {"codewords": "packed"}
@@ -43,9 +43,6 @@ def reassigned() -> Method:
         recipe = fit_codewords(model, replace(point.recipe, **_PACKED), point.target_bits)
         equalize_(model, recipe)
         importance = sensitivity(model, point)
-        targets = {name: module.weight.detach().clone() for name, module, _ in eligible_layers(model)}  # type: ignore[operator,union-attr]
-        return soften_(cluster_(model, recipe, importance=importance), targets)
+        return cluster_(model, recipe, importance=importance, soft=True)
 
-    return replace(
-        ours(OURS), name="reassigned", label="the same, assignments follow", compress=compress, follow=Reassign
-    )
+    return replace(ours(OURS), name="reassigned", label="the same, assignments follow", compress=compress)

@@ -31,6 +31,7 @@ def compress(
     *,
     importance: Mapping[str, Any] | None = None,
     epochs: int = 1,
+    learn_assignments: bool = False,
     progress: bool = False,
 ) -> nn.Module:
     """Prune, cluster and, where data is given, fine-tune a model.
@@ -42,6 +43,7 @@ def compress(
             out.
         importance: per-weight importance, see `cluster_`.
         epochs: of fine-tuning.
+        learn_assignments: as in `finetune`, from the weights before clustering on.
         progress: show bars.
 
     Returns:
@@ -52,11 +54,12 @@ def compress(
     """
     recipe = as_recipe(recipe)
     prune_(model, recipe)
-    cluster_(model, recipe, importance=importance, progress=progress)
+    learns = learn_assignments and data is not None
+    cluster_(model, recipe, importance=importance, soft=learns, progress=progress)
     if data is not None:
         from mvq.train import finetune
 
-        finetune(model, data, epochs=epochs, progress=progress)
+        finetune(model, data, epochs=epochs, learn_assignments=learns, progress=progress)
     return model
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 import mvq as package
+from mvq.compressed import VQLayer
+from mvq.format import open_file
 
 LAYER_KEYS = [
     "name",
@@ -60,6 +62,26 @@ def test_round_trip(mvq, workdir: Path) -> None:
     assert {k: result[k] for k in ("task", "metric", "value", "n")} == made["accuracy"]["finetuned"]
     assert result["n"] == 48
     assert result["value"] > 40
+
+
+def test_assignments_are_learned_on_request(mvq, workdir: Path) -> None:
+    def assignments(name: str) -> list[bytes]:
+        with open_file(workdir / name) as found:
+            return [layer.assignments.tobytes() for layer in found.read().layers if isinstance(layer, VQLayer)]
+
+    training = ("-d", "tinycli:data", "--finetune-epochs", 3, "--lr", 0.01)
+    found = {}
+    for name, options in {"fixed": (), "learned": ("--learn-assignments",)}.items():
+        done = mvq(*COMPRESS, *training, *options, "-o", f"{name}.mvq")
+        assert done.exit_code == 0, done.output
+        found[name] = assignments(f"{name}.mvq")
+    assert found["fixed"] != found["learned"]
+    for name, options in {"on": (), "further": ("--learn-assignments",)}.items():
+        command = ("finetune", "fixed.mvq", "--model", "tinycli:net", "-d", "tinycli:data", "--epochs", 3, "--lr", 0.01)
+        done = mvq(*command, "--device", "cpu", *options, "-o", f"{name}.mvq")
+        assert done.exit_code == 0, done.output
+        found[name] = assignments(f"{name}.mvq")
+    assert found["on"] == found["fixed"] != found["further"]
 
 
 def test_inspect_json(mvq, file: Path) -> None:

@@ -9,7 +9,18 @@ from torch import nn
 
 import mvq
 from mvq.errors import ConfigError, ModelError, ShapeError
-from mvq.nn import Reassign, VQWeight, cluster_, extract, harden_, install_, reassign_, set_assignments_, soften_
+from mvq.nn import (
+    Reassign,
+    VQWeight,
+    cluster_,
+    extract,
+    harden_,
+    install_,
+    is_soft,
+    reassign_,
+    set_assignments_,
+    soften_,
+)
 from mvq.nn.layers import form_of
 from mvq.recipe import Recipe
 from mvq.train import finetune
@@ -28,9 +39,9 @@ def net():
     )
 
 
-def clustered(**changes):
+def clustered(soft=False, **changes):
     options = {"pattern": "4:16", "d": 16, "n_codewords": 12, "classifier": "skip", "scope": "network", **changes}
-    return cluster_(net(), Recipe(**options))
+    return cluster_(net(), Recipe(**options), soft=soft)
 
 
 def forms(model):
@@ -142,6 +153,56 @@ def test_training_moves_assignments_and_saves_what_it_computes(tmp_path):
     assert torch.equal(model(batches()[0][0]), install_(net(), compressed)(batches()[0][0]))
 
 
+@pytest.mark.parametrize("changes", KINDS)
+def test_clustering_keeps_the_weights_as_latent_values(changes):
+    expected = forms(soften_(clustered(**changes), weights(net())))
+    found = forms(clustered(soft=True, **changes))
+    assert all(torch.equal(a.latent(), b.latent()) for a, b in zip(found, expected, strict=True))
+
+
+def test_finetuning_learns_assignments_and_fixes_them_at_the_end():
+    options = {"epochs": 5, "lr": 1e-2}
+    by_hand = clustered(soft=True)
+    finetune(by_hand, batches(), on_step=Reassign(by_hand, 20), **options)
+    harden_(by_hand)
+    steps = []
+    model = clustered(soft=True)
+    finetune(model, batches(), learn_assignments=True, on_step=lambda step, _: steps.append(step), **options)
+    assert steps == list(range(20))
+    assert not is_soft(model)
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.state_dict().values(), by_hand.state_dict().values(), strict=True)
+    )
+    fixed = clustered()
+    start = [form.assignments.clone() for form in forms(fixed)]
+    finetune(fixed, batches(), **options)
+    assert all(torch.equal(form.assignments, a) for form, a in zip(forms(fixed), start, strict=True))
+    assert any(not torch.equal(form.assignments, a) for form, a in zip(forms(model), start, strict=True))
+
+    # From a file there are codewords only
+    later = clustered()
+    finetune(later, batches(), learn_assignments=True, **options)
+    assert not is_soft(later)
+    assert any(not torch.equal(form.assignments, a) for form, a in zip(forms(later), start, strict=True))
+
+
+def test_free_assignments_fit_better():
+    options = {"epochs": 60, "lr": 5e-3}
+    losses = [finetune(clustered(soft=s), batches(), learn_assignments=s, **options)[-1].loss for s in (False, True)]
+    assert losses[1] < 0.8 * losses[0]
+
+
+def test_compress_learns_assignments():
+    recipe = Recipe(pattern="4:16", d=16, n_codewords=12, classifier="skip", scope="network")
+    start = [form.assignments for form in forms(mvq.compress(net(), recipe))]
+    for learns in (False, True):
+        model = mvq.compress(net(), recipe, batches(), epochs=5, learn_assignments=learns)
+        assert not is_soft(model)
+        same = [torch.equal(form.assignments, a) for form, a in zip(forms(model), start, strict=True)]
+        assert all(same) != learns
+    assert not is_soft(mvq.compress(net(), recipe, learn_assignments=True))
+
+
 def test_soft_state_goes_through_copies_types_and_state_dicts():
     model = soften_(clustered(), weights(net()))
     torch.manual_seed(4)
@@ -172,12 +233,22 @@ def test_set_assignments():
     ("act", "error", "text"),
     [
         (lambda: soften_(net()), ModelError, "soften_: model Sequential is not clustered; call cluster_ first"),
+        (
+            lambda: finetune(net(), batches(), learn_assignments=True),
+            ModelError,
+            "soften_: model Sequential is not clu",
+        ),
+        (
+            lambda: finetune(clustered(), iter(batches()), learn_assignments=True, schedule=None),
+            ConfigError,
+            "finetune: learn_assignments needs the number of steps; set max_steps",
+        ),
         (lambda: reassign_(clustered()), ModelError, "reassign_: assignments of the model are fixed; call soften_"),
         (lambda: harden_(clustered()), ModelError, "harden_: assignments of the model are fixed"),
         (lambda: soften_(soften_(clustered())), ModelError, "layer '2' is soft already; give targets by"),
         (lambda: soften_(clustered(), {"1": 1}), ModelError, r"targets for \['1'\], which are no layers of the model"),
         (lambda: soften_(clustered(), {"2": torch.ones(2, 2)}), ShapeError, r"target of layer '2' has shape \(2, 2\)"),
-        (lambda: Reassign(clustered(), 0, until=2), ConfigError, "n_steps=0 and every=10 must both be at least 1\nRea"),
+        (lambda: Reassign(clustered(), 0, until=2), ConfigError, "n_steps=0 and every=2 must both be at least 1\nRea"),
     ],
 )
 def test_errors(act, error, text):

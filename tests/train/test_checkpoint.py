@@ -52,8 +52,8 @@ def net(kind: str, seed: int = 0) -> nn.Module:
         nn.Flatten(),
         nn.Linear(10, 3),
     )
-    if kind == "clustered":
-        return cluster_(model, RECIPE)
+    if kind in ("clustered", "soft"):
+        return cluster_(model, RECIPE, soft=kind == "soft")
     return prune_(model, RECIPE, method="sr-ste") if kind == "sr-ste" else model
 
 
@@ -86,7 +86,8 @@ def stop_at(step: int):
 
 
 @pytest.mark.parametrize(
-    ("kind", "own_generator", "optimizer"), [("clustered", False, "adamw"), ("sr-ste", True, "sgd")]
+    ("kind", "own_generator", "optimizer"),
+    [("clustered", False, "adamw"), ("sr-ste", True, "sgd"), ("soft", True, "adam")],
 )
 def test_resumed_at_any_step_the_bits_are_the_same(
     kind: str, own_generator: bool, optimizer: str, tmp_path: Path
@@ -95,7 +96,8 @@ def test_resumed_at_any_step_the_bits_are_the_same(
     whole = net(kind)
     seed_all(2)
     data, losses = loader(own_generator), {}
-    history = finetune(whole, data, optimizer=optimizer, on_step=losses.__setitem__, **OPTIONS)
+    options = {**OPTIONS, "optimizer": optimizer, "learn_assignments": kind == "soft"}
+    history = finetune(whole, data, on_step=losses.__setitem__, **options)
     for step in (1, 2, 4, 5, 8):
         path = tmp_path / f"{step}.ckpt"
         first = net(kind)
@@ -104,11 +106,10 @@ def test_resumed_at_any_step_the_bits_are_the_same(
             finetune(
                 first,
                 loader(own_generator),
-                optimizer=optimizer,
                 checkpoint=path,
                 checkpoint_every=2,
                 on_step=stop_at(step),
-                **OPTIONS,
+                **options,
             )
         # At step 1 there is no checkpoint yet and the seed counts; later all state is that of the file
         model = net(kind, seed=0 if step < 2 else 4)
@@ -117,11 +118,10 @@ def test_resumed_at_any_step_the_bits_are_the_same(
         resumed = finetune(
             model,
             loader(own_generator),
-            optimizer=optimizer,
             checkpoint=path,
             checkpoint_every=2,
             on_step=again.__setitem__,
-            **OPTIONS,
+            **options,
         )
         assert min(again) == {1: 0, 2: 2, 4: 4, 5: 5, 8: 8}[step]
         assert all(losses[s] == loss for s, loss in again.items()), step

@@ -52,12 +52,10 @@ class Method:
         label: for people.
         source: where it was published.
         compress: `(model, point)` to the model, changed in place; the model is dense, or was trained with
-            masks and made plain again.
+            masks and made plain again. Where it leaves assignments soft, fine-tuning learns them, too.
         masks: `(dense model, point)` to the recipe whose masks the sparse training uses, or None for none.
         arrange: `(dense model, point)`: changes that come before the sparse training, which do not change
             what the model computes (a permutation of channels); None for none.
-        follow: `(model, number of steps)` to what is called after each step of fine-tuning, with its number and loss;
-            assignments that it moves are fixed at the end. None for nothing.
         clusters: whether its errors right after clustering are comparable with those of others.
         settings: whatever else decides its rows, as text.
     """
@@ -68,7 +66,6 @@ class Method:
     compress: Callable[[nn.Module, Point], nn.Module]
     masks: Callable[[nn.Module, Point], Recipe | None] = no_masks
     arrange: Callable[[nn.Module, Point], nn.Module] | None = None
-    follow: Callable[[nn.Module, int], Callable[[int, float], Any]] | None = None
     clusters: bool = False
     settings: str = ""
 
@@ -154,22 +151,22 @@ def ours(options: Options) -> Method:
 
 
 def allocated(score: Score | None = None) -> Method:
-    """Pruned or not layer by layer, with subvectors and codewords to match, all steps spent on fine-tuning.
+    """Pruned or not layer by layer, with subvectors to match; all steps fine-tune, and assignments are learned.
 
     For budgets too small to train a pruned network; `score` as in `mvq.allocate.fisher`.
     """
 
     def compress(model: nn.Module, point: Point) -> nn.Module:
         recipe = allocate_untrained(model, point.recipe, point.calibration, point.target_bits, score=score)
-        return cluster_(model, recipe)
+        return cluster_(model, recipe, soft=True)
 
     return Method(
         name="allocated",
-        label="mvq, layers by allocation",
+        label="mvq, layers by allocation, assignments learned",
         source="this library",
         compress=compress,
         clusters=True,
-        settings=qualified(score),
+        settings=" ".join(["learned", *[qualified(score)] * (score is not None)]),
     )
 
 

@@ -20,8 +20,7 @@ from mvq.bench.methods import Method, Point, qualified
 from mvq.bench.study import Network, Study
 from mvq.bench.teacher import Remembered
 from mvq.errors import ConfigError, DataError, ModelError
-from mvq.nn import VQWeight, bake_, harden_, prune_
-from mvq.nn.layers import form_of
+from mvq.nn import bake_, is_soft, prune_
 from mvq.recipe import Recipe
 from mvq.tasks import load_data
 from mvq.tasks.imports import import_callable, is_import_spec
@@ -162,6 +161,8 @@ def sparse_network(
 def finetune_phase(study: Study, method: Method, point: Point, model: nn.Module, teacher: nn.Module) -> int:
     """Fine-tune for the rest of the budget; forms of rivals follow each step and are hardened at the end.
 
+    Assignments are learned where the method left them soft.
+
     Returns:
         Steps made.
     """
@@ -169,23 +170,18 @@ def finetune_phase(study: Study, method: Method, point: Point, model: nn.Module,
 
     n_steps = study.budget.steps(sparse=method.uses_masks)[1]
     forms = list(rival_forms(model))
-    follow = None if method.follow is None else method.follow(model, n_steps)
 
     def after_step(step: int, loss: float) -> None:
         for form in forms:
             form.after_step(step, n_steps)
-        if follow is not None:
-            follow(step, loss)
 
     # Another order than in sparse training, so that methods without it see as much that is new.
     data = loader(study.train, "train", study.budget.batch_size, 2 * point.seed + 1)
     options = _options(study, method, "finetune", teacher, data, n_steps, 2 * point.seed + 1)
-    finetune(model, data, on_step=after_step, **options)
+    finetune(model, data, on_step=after_step, learn_assignments=is_soft(model), **options)
     _keep_answers(options)
     for form in forms:
         form.harden_()
-    if any(isinstance(form, VQWeight) and form.latent is not None for form in map(form_of, model.modules())):
-        harden_(model)
     return n_steps
 
 

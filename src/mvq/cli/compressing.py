@@ -112,10 +112,11 @@ def _compress(
             meter.measure(model, "pruned")
         else:
             prune_(model, recipe)
-        cluster_(model, recipe, progress=True)
+        learns = training.learn_assignments and stages.finetune_epochs > 0
+        cluster_(model, recipe, soft=learns, progress=True)
     meter.measure(model, "compressed")
     if stages.finetune_epochs:
-        finetune(model, batches, **tuning)
+        finetune(model, batches, learn_assignments=training.learn_assignments, **tuning)
         meter.measure(model, "finetuned")
     return model, recipe
 

@@ -45,7 +45,7 @@ def run(
     meter = Meter(data, task, preprocessing)
     batches = load(data, "train", task=task, train=True, augment=training.augment, stored=preprocessing, seed=seed)
     meter.measure(model, "compressed")
-    finetune(model, batches, **options)
+    finetune(model, batches, learn_assignments=training.learn_assignments, **options)
     meter.measure(model, "finetuned")
     n_bytes = api.save(model, output, provenance={**stored, "task": task, **meter.last})
     if as_json:

@@ -106,6 +106,10 @@ class TrainingOptions:
         ),
     ] = None
     label_smoothing: Annotated[float, typer.Option("--label-smoothing", help="Of classification.")] = 0.0
+    learn_assignments: Annotated[
+        bool,
+        typer.Option("--learn-assignments", help="Let weights change their codewords in fine-tuning."),
+    ] = False
     augment: Annotated[bool, typer.Option("--augment/--no-augment", help="Crop and mirror training images.")] = True
     checkpoint: Annotated[
         Path | None,

@@ -11,7 +11,7 @@ What follows from that:
   where batch norm permits, since assignments and masks never change.
 """
 
-from mvq.nn.assignments import Reassign, harden_, reassign_, set_assignments_, soften_
+from mvq.nn.assignments import Reassign, harden_, is_soft, reassign_, set_assignments_, soften_
 from mvq.nn.layers import as_recipe, eligible_layers, unwrap
 from mvq.nn.parametrizations import Int8Weight, LearnedCodebook, NMMask, VQWeight
 from mvq.nn.state import extract, install_
@@ -30,6 +30,7 @@ __all__ = [
     "extract",
     "harden_",
     "install_",
+    "is_soft",
     "prune_",
     "reassign_",
     "set_assignments_",

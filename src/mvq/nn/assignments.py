@@ -5,9 +5,8 @@ uses the codeword, as the file will; backward gives the gradient of the subvecto
 and from time to time each subvector takes the codeword nearest to its latent values. So the network is at any moment
 the one that is stored, and nothing is rounded at the end: the latent values are only dropped. Masks and bits stay.
 
-    mvq.nn.soften_(model)
-    mvq.finetune(model, loader, max_steps=n, on_step=mvq.nn.Reassign(model, n))
-    mvq.nn.harden_(model)
+    mvq.cluster_(model, recipe, soft=True)
+    mvq.finetune(model, loader, learn_assignments=True)
 """
 
 from __future__ import annotations
@@ -26,6 +25,11 @@ from mvq.nn.parametrizations import LatentRows, VQWeight
 #: Latent values are kept in this many RMS of the codebook: at the learning rate of codewords they must go further, from
 #: one codeword to another.
 _UNIT = 4.0
+
+
+def is_soft(model: nn.Module) -> bool:
+    """Whether assignments of the model follow latent values."""
+    return any(isinstance(form := form_of(m), VQWeight) and form.latent is not None for m in unwrap(model).modules())
 
 
 def soften_(model: nn.Module, targets: Mapping[str, Any] | None = None) -> nn.Module:
@@ -113,7 +117,7 @@ class Reassign:
         ConfigError: on an option out of range.
     """
 
-    def __init__(self, model: nn.Module, n_steps: int, *, every: int = 10, until: float = 0.8) -> None:
+    def __init__(self, model: nn.Module, n_steps: int, *, every: int = 2, until: float = 0.9) -> None:
         faults = []
         if n_steps < 1 or every < 1:
             faults.append(f"Reassign: n_steps={n_steps} and every={every} must both be at least 1")

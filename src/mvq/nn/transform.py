@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mvq.errors import ConfigError, ModelError, ShapeError, WeightError
+from mvq.nn.assignments import soften_
 from mvq.nn.clustering import cluster_group, codebook_groups
 from mvq.nn.layers import Planned, as_recipe, attach, check_ready, dense_weight, detach, form_of, plan, unwrap
 from mvq.nn.parametrizations import Int8Weight, NMMask, VQWeight
@@ -75,6 +76,7 @@ def cluster_(
     recipe: Recipe | str | Mapping[str, Any],
     *,
     importance: Mapping[str, Any] | None = None,
+    soft: bool = False,
     progress: bool = False,
 ) -> nn.Module:
     """Replace weights by codebook, assignments and masks (MVQ).
@@ -88,6 +90,7 @@ def cluster_(
         recipe: a `Recipe`, a preset name or a dictionary.
         importance: `{layer name: weight-shaped array or tensor >= 0}` for every layer to be compressed (a
             Fisher or Hessian diagonal, say): weighs the squared error element by element.
+        soft: keep the weights as latent values that assignments can follow in fine-tuning, see `soften_`.
         progress: show a bar.
 
     Returns:
@@ -114,6 +117,7 @@ def cluster_(
         _check_pattern(name, module, layer)
     weights = check_importance(layers, importance)
     groups = codebook_groups(recipe, layers)
+    latent = {name: dense_weight(m) for name, m, layer in layers if soft and layer.treatment == "compress"}
     for key, members, n_codewords, seed in track(groups, "clustering", enabled=progress):
         cluster_group(members, recipe, key=key, n_codewords=n_codewords, seed=seed, importance=weights)
     for name, module, layer in layers:
@@ -122,7 +126,7 @@ def cluster_(
             if form_of(module) is not None:
                 detach(module, weight)
             attach(module, Int8Weight(name, recipe, Int8Weight.scales_of(weight)))
-    return model
+    return soften_(model, latent) if soft else model
 
 
 def bake_(model: nn.Module) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Fine-tuning of codewords: assignments and masks stay, codewords follow masked gradients (MVQ).
+"""Fine-tuning of codewords: masks stay, codewords follow masked gradients (MVQ); assignments stay or are learned.
 
 The paper states neither epochs nor learning rates. The defaults are Adam at 1e-3 with cosine decay to zero,
 as the codebook fine-tuning of PQF (Martinez et al., CVPR 2021) starts.
@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from mvq.errors import ConfigError
+from mvq.nn import Reassign, harden_, is_soft, soften_
 from mvq.train.config import EpochRecord, OptimizerFactory, TrainConfig
 from mvq.train.objectives import Loss, Objective, Supervised
-from mvq.train.trainer import Trainer
+from mvq.train.trainer import Trainer, total_steps
 
 
 def finetune(
@@ -44,6 +46,7 @@ def finetune(
     resume: bool = True,
     progress: bool = False,
     on_step: Callable[[int, float], None] | None = None,
+    learn_assignments: bool = False,
 ) -> list[EpochRecord]:
     """Train a model: codewords of a clustered one, kept weights of a pruned one, all weights of a dense one.
 
@@ -87,17 +90,22 @@ def finetune(
         resume: False: start over, whatever `checkpoint` holds.
         progress: show a bar.
         on_step: called with `(step, loss)` after each step, from 0, on every process.
+        learn_assignments: let the subvectors of a clustered model change their codewords, see `mvq.nn.Reassign`; needs
+            as much more memory as its kept weights in training. A model that `mvq.nn.soften_` prepared starts from the
+            weights given there, another from its codewords; both end with fixed assignments.
 
     Returns:
         One record an epoch.
 
     Raises:
-        ConfigError: on an option out of range, or if `train_other=False` leaves nothing to train.
+        ConfigError: on an option out of range, if `train_other=False` leaves nothing to train, or if assignments are to
+            be learned in an unknown number of steps.
         DataError: if the loader yields no batch, or not pairs; on inputs that are NaN or infinite and on labels
             out of range, naming the step.
         ModelError: naming the step and the checkpoint kept, if the loss or a gradient is NaN or infinite, the
             model keeping the weights of that step, or if the loss has been above 10 times its running mean for
-            100 steps. If the checkpoint is of another training, listing the differences.
+            100 steps. If the checkpoint is of another training, listing the differences. If assignments are to be
+            learned and nothing is clustered.
         FileError: if the checkpoint is damaged or cannot be read or written.
     """
     config = TrainConfig(
@@ -121,7 +129,27 @@ def finetune(
     if device is not None:
         model.to(_own(torch.device(device)))
     chosen = objective if objective is not None else Supervised(loss_fn)
-    return Trainer(model, train_loader, chosen, config, progress=progress, on_step=on_step).run()
+    hooks = [on_step] if on_step is not None else []
+    if learn_assignments:
+        n_steps = total_steps(train_loader, config)
+        if n_steps is None:
+            raise ConfigError("finetune: learn_assignments needs the number of steps; set max_steps")
+        if not is_soft(model):
+            soften_(model)
+        hooks.append(Reassign(model, n_steps))
+    try:
+        return Trainer(model, train_loader, chosen, config, progress=progress, on_step=_all(hooks)).run()
+    finally:
+        if learn_assignments:
+            harden_(model)
+
+
+def _all(hooks: list[Callable[[int, float], Any]]) -> Callable[[int, float], None]:
+    def call(step: int, loss: float) -> None:
+        for hook in hooks:
+            hook(step, loss)
+
+    return call
 
 
 def _own(device: torch.device) -> torch.device:

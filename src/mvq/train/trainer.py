@@ -106,7 +106,7 @@ class Trainer:
         self.world = World.join(self.place)
         self.state = Progress()
         self.bar = StepBar(enabled=progress and self.world.rank == 0)
-        self._total = _total_steps(loader, config)
+        self._total = total_steps(loader, config)
         self._epoch_start: list[dict[str, Any]] = []
         self._resume_from: list[dict[str, Any]] | None = None
         self._kept: int | None = None
@@ -369,7 +369,8 @@ def loader_length(loader: Iterable[Any]) -> int | None:
         return None
 
 
-def _total_steps(loader: Iterable[Any], config: TrainConfig) -> int | None:
+def total_steps(loader: Iterable[Any], config: TrainConfig) -> int | None:
+    """Steps of the whole training, where the loader or the configuration tells."""
     length = loader_length(loader)
     if length is None:
         return config.max_steps
