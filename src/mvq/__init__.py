@@ -18,7 +18,23 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from mvq import baselines, cluster, codebook, compressed, flops, format, nn, prune, sizes, tasks, train
+    from mvq import (
+        accel,
+        allocate,
+        baselines,
+        bench,
+        cluster,
+        codebook,
+        compressed,
+        flops,
+        format,
+        nn,
+        prune,
+        recover,
+        sizes,
+        tasks,
+        train,
+    )
     from mvq.api import compress, integer_network, load, load_into, save
     from mvq.errors import MvqError
     from mvq.nn import bake_, cluster_, prune_
@@ -42,7 +58,10 @@ _HOMES = {
     "save": "mvq.api",
 }
 _PARTS = (
+    "accel",
+    "allocate",
     "baselines",
+    "bench",
     "cluster",
     "codebook",
     "compressed",
@@ -50,6 +69,7 @@ _PARTS = (
     "format",
     "nn",
     "prune",
+    "recover",
     "sizes",
     "tasks",
     "train",
@@ -61,8 +81,11 @@ __all__ = [
     "Pattern",
     "Recipe",
     "__version__",
+    "accel",
+    "allocate",
     "bake_",
     "baselines",
+    "bench",
     "cluster",
     "cluster_",
     "codebook",
@@ -77,6 +100,7 @@ __all__ = [
     "nn",
     "prune",
     "prune_",
+    "recover",
     "save",
     "sizes",
     "tasks",

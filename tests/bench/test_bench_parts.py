@@ -70,7 +70,7 @@ def test_spread() -> None:
 def test_unknown_method() -> None:
     with pytest.raises(ConfigError) as error:
         find("magic")
-    assert str(error.value).startswith("method 'magic' is not known; known are ours, D, packed, A")
+    assert str(error.value).startswith("method 'magic' is not known; known are allocated, ours, D, packed, A")
 
 
 def test_shifted_images_are_crops() -> None:

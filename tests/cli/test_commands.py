@@ -5,11 +5,13 @@ import math
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 import mvq as package
+from mvq.allocate import achieved_bits
 from mvq.compressed import VQLayer
 from mvq.format import open_file
 
@@ -82,6 +84,17 @@ def test_assignments_are_learned_on_request(mvq, workdir: Path) -> None:
         assert done.exit_code == 0, done.output
         found[name] = assignments(f"{name}.mvq")
     assert found["on"] == found["fixed"] != found["further"]
+
+
+def test_layers_are_allocated_for_a_ratio(mvq, workdir: Path) -> None:
+    options = ("--ratio", 5, "--finetune-epochs", 2, "--learn-assignments", "--lr", 0.01, "--json")
+    done = mvq(*COMPRESS, "-d", "tinycli:data", "-b", 16, *options)
+    assert done.exit_code == 0, done.output
+    made = json.loads(done.stdout)
+    assert list(made["accuracy"]) == ["dense", "compressed", "finetuned"]
+    patterns = {dict(changes).get("pattern") for changes in made["recipe"]["overrides"].values()}
+    assert "1:1" in patterns
+    assert 5 <= achieved_bits(import_module("tinycli").net(), made["recipe"]).ratio < 5.5
 
 
 def test_inspect_json(mvq, file: Path) -> None:

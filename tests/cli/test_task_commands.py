@@ -187,7 +187,8 @@ def test_options_reach_the_training(mvq, workdir: Path, monkeypatch) -> None:
     assert plain.exit_code == 0, plain.output
     # What is not given is left to the stage.
     given = {"epochs", "bn_eval", "objective", "resume", "progress"}
-    assert set(seen["finetune"]) == given
+    assert set(seen["finetune"]) == given | {"learn_assignments"}
+    assert not seen["finetune"]["learn_assignments"]
     assert set(seen["sparse_train"]) == given | {"method"}
     assert (seen["sparse_train"]["epochs"], seen["finetune"]["epochs"]) == (1, 2)
     assert seen["sparse_train"]["method"] == "sr-ste"
@@ -271,7 +272,8 @@ def test_recover_takes_the_place_of_pruning_and_clustering(mvq, workdir: Path, m
             ["compress", "resnet18", "-o", "x.mvq", "-d", "x", "--recover", "--sparse-epochs", "1"],
             "it takes the place of sparse training; leave one out",
         ),
-        (["compress", "resnet18", "-o", "x.mvq", "-d", "x", "--ratio", "9"], "it needs --recover"),
+        (["compress", "resnet18", "-o", "x.mvq", "--ratio", "9"], "it needs --data"),
+        (["compress", "resnet18", "-o", "x.mvq", "-d", "x", "--learn-assignments"], "it needs --finetune-epochs"),
         (["compress", "resnet18", "-o", "x.mvq", "-d", "x", "--distill"], "it needs --finetune-epochs"),
         (
             ["compress", "resnet18", "-o", "x.mvq", "-d", "x", "--max-steps", "1"],

@@ -128,7 +128,7 @@ def _conventional(name: str, label: str, masks: Callable[[nn.Module, Point], Rec
 
 
 def ours(options: Options) -> Method:
-    """This library's best configuration, with another set of options where a network needs one."""
+    """What this library adds to MVQ, in a network trained with masks; other options where a network needs them."""
 
     def compress(model: nn.Module, point: Point) -> nn.Module:
         recipe = fit_codewords(model, replace(point.recipe, **options.recipe), point.target_bits)
@@ -140,7 +140,7 @@ def ours(options: Options) -> Method:
     functions = (options.arrange, options.prepare, options.importance)
     return Method(
         name="ours",
-        label="mvq (this library)",
+        label="mvq, layers pruned (this library)",
         source="this library",
         compress=compress,
         masks=_own_masks,
@@ -162,7 +162,7 @@ def allocated(score: Score | None = None) -> Method:
 
     return Method(
         name="allocated",
-        label="mvq, layers by allocation, assignments learned",
+        label="mvq, layers allocated (this library)",
         source="this library",
         compress=compress,
         clusters=True,
@@ -206,6 +206,7 @@ def _rival(
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
+        allocated(),
         ours(OURS),
         _masked("D", "MVQ (masked)"),
         _masked("packed", "MVQ, packed codewords", codewords="packed"),
@@ -230,7 +231,6 @@ METHODS: dict[str, Method] = {
             "SR-STE, Zhou et al., ICLR 2021, arXiv 2102.04010",
             masks="int8_nm_pattern",
         ),
-        allocated(),
     )
 }
 

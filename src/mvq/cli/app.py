@@ -15,6 +15,7 @@ from mvq.cli import benching, machines
 from mvq.cli.options import (
     DataOptions,
     JsonOption,
+    LearnOption,
     ModelOptions,
     OutputOption,
     RecipeOptions,
@@ -87,6 +88,8 @@ mvq compress resnet18 -w resnet18.pth -o r18.mvq
 
 mvq compress resnet18 -w resnet18.pth -d imagenet/ --sparse-epochs 5 --finetune-epochs 3 --distill -o r18.mvq
 
+mvq compress resnet18 -w resnet18.pth -d imagenet/ --ratio 16 --finetune-epochs 3 --learn-assignments -o r18.mvq
+
 mvq compress resnet18 -w resnet18.pth -d imagenet/ --recover --ratio 12 -o r18.mvq
 
 mvq compress maskrcnn_resnet50_fpn -w mask.pth --task detection -d coco/ -b 2 -r mvq-maskrcnn --sparse-epochs 4
@@ -116,19 +119,20 @@ def compress(
     ratio: Annotated[
         float | None,
         typer.Option(
-            help="Choose pattern, d and codewords of each layer for this ratio, by measured error; needs --recover."
+            help="Choose pattern, d and codewords of each layer for this ratio, by measured error; needs --data."
         ),
     ] = None,
     finetune_epochs: Annotated[int, typer.Option(help="Epochs of fine-tuning the codebooks; needs --data.", min=0)] = 0,
     distill: Annotated[bool, typer.Option("--distill", help="Fine-tune towards the dense network's outputs.")] = False,
+    learn_assignments: LearnOption = False,
     training: TrainingOptions = _TRAINING,
     as_json: JsonOption = False,
 ) -> None:
     """Compress a model into a .mvq file.
 
     With --data the accuracy is measured on its val split before and after; training uses its train split. A network
-    needs training after pruning (--sparse-epochs, --finetune-epochs) to keep its accuracy; with images alone
-    --recover --ratio keeps most.
+    needs training after pruning (--sparse-epochs, --finetune-epochs) to keep its accuracy. With little training
+    --ratio --finetune-epochs --learn-assignments keeps most, with images alone --recover --ratio.
     """
     from mvq.cli import compressing
 
@@ -137,10 +141,11 @@ def compress(
         raise typer.BadParameter("training needs --data", param_hint="'--data'")
     if recover and sparse_epochs:
         raise typer.BadParameter("it takes the place of sparse training; leave one out", param_hint="'--recover'")
-    if ratio is not None and not recover:
-        raise typer.BadParameter("it needs --recover", param_hint="'--ratio'")
-    if distill and not finetune_epochs:
-        raise typer.BadParameter("it needs --finetune-epochs", param_hint="'--distill'")
+    if ratio is not None and data.data is None:
+        raise typer.BadParameter("it needs --data", param_hint="'--ratio'")
+    for name, wanted in {"--distill": distill, "--learn-assignments": learn_assignments}.items():
+        if wanted and not finetune_epochs:
+            raise typer.BadParameter("it needs --finetune-epochs", param_hint=f"'{name}'")
     if training.max_steps is not None and not (sparse_epochs or finetune_epochs):
         raise typer.BadParameter("it needs --sparse-epochs or --finetune-epochs", param_hint="'--max-steps'")
     compressing.run(
@@ -156,6 +161,7 @@ def compress(
             ratio=ratio,
             finetune_epochs=finetune_epochs,
             distill=distill,
+            learn_assignments=learn_assignments,
         ),
         as_json=as_json,
     )
@@ -213,6 +219,7 @@ def finetune(
         Path | None,
         typer.Option("--teacher", help="Weights of the dense network, to train towards its outputs.", metavar="FILE"),
     ] = None,
+    learn_assignments: LearnOption = False,
     training: TrainingOptions = _TRAINING,
     seed: Annotated[int, typer.Option(help="Seed of order and augmentation.", min=0)] = 0,
     as_json: JsonOption = False,
@@ -231,6 +238,7 @@ def finetune(
         training=training,
         epochs=epochs,
         teacher=teacher,
+        learn_assignments=learn_assignments,
         seed=seed,
         as_json=as_json,
     )

@@ -27,9 +27,10 @@ class Stages:
         sparse_epochs: of training under the masks.
         sparse_method: `sr-ste`, `asp`, or None for the task's.
         recover: recover the network's outputs on training images, in place of pruning and clustering.
-        ratio: choose pattern, d and codewords layer by layer for this ratio, before recovery; None for the recipe's.
+        ratio: choose pattern, d and codewords layer by layer for this ratio, before all else; None for the recipe's.
         finetune_epochs: of training the codebooks.
         distill: fine-tune towards the outputs of the dense network.
+        learn_assignments: in fine-tuning.
     """
 
     sparse_epochs: int = 0
@@ -38,6 +39,7 @@ class Stages:
     ratio: float | None = None
     finetune_epochs: int = 0
     distill: bool = False
+    learn_assignments: bool = False
 
 
 def run(
@@ -101,10 +103,19 @@ def _compress(
         batches = load(data, "train", task=task, train=True, augment=training.augment, seed=recipe.seed)
     teacher = copy.deepcopy(model).eval() if stages.distill else None
     tuning = arguments(training, "finetune", task=task, epochs=stages.finetune_epochs, teacher=teacher)
+    images: Any = None
+    if data is not None and (stages.recover or stages.ratio is not None):
+        few = dataclasses.replace(data, limit=min(data.limit or CALIBRATION_IMAGES, CALIBRATION_IMAGES))
+        images = load(few, "train", task=task, seed=recipe.seed)
     meter.measure(model, "dense")
+    if stages.ratio is not None:
+        from mvq.allocate import allocate_untrained
+
+        recipe = allocate_untrained(model, recipe, images, ratio=stages.ratio, progress=True)
     if stages.recover:
-        assert data is not None  # checked by the parser
-        model, recipe = _recover(model, recipe, data, task, stages.ratio)
+        from mvq.recover import recover
+
+        model = recover(model, recipe, images, progress=True)
     else:
         if stages.sparse_epochs:
             sparse = arguments(training, "sparse", task=task, epochs=stages.sparse_epochs)
@@ -112,21 +123,9 @@ def _compress(
             meter.measure(model, "pruned")
         else:
             prune_(model, recipe)
-        learns = training.learn_assignments and stages.finetune_epochs > 0
-        cluster_(model, recipe, soft=learns, progress=True)
+        cluster_(model, recipe, soft=stages.learn_assignments, progress=True)
     meter.measure(model, "compressed")
     if stages.finetune_epochs:
-        finetune(model, batches, learn_assignments=training.learn_assignments, **tuning)
+        finetune(model, batches, learn_assignments=stages.learn_assignments, **tuning)
         meter.measure(model, "finetuned")
     return model, recipe
-
-
-def _recover(model: Any, recipe: Recipe, data: DataOptions, task: str, ratio: float | None) -> tuple[Any, Recipe]:
-    from mvq.allocate import allocate_untrained
-    from mvq.recover import recover
-
-    few = dataclasses.replace(data, limit=min(data.limit or CALIBRATION_IMAGES, CALIBRATION_IMAGES))
-    images = load(few, "train", task=task, seed=recipe.seed)
-    if ratio is not None:
-        recipe = allocate_untrained(model, recipe, images, ratio=ratio, progress=True)
-    return recover(model, recipe, images, progress=True), recipe

@@ -21,6 +21,7 @@ def run(
     training: TrainingOptions,
     epochs: int,
     teacher: Path | None,
+    learn_assignments: bool,
     seed: int,
     as_json: bool,
 ) -> None:
@@ -45,7 +46,7 @@ def run(
     meter = Meter(data, task, preprocessing)
     batches = load(data, "train", task=task, train=True, augment=training.augment, stored=preprocessing, seed=seed)
     meter.measure(model, "compressed")
-    finetune(model, batches, learn_assignments=training.learn_assignments, **options)
+    finetune(model, batches, learn_assignments=learn_assignments, **options)
     meter.measure(model, "finetuned")
     n_bytes = api.save(model, output, provenance={**stored, "task": task, **meter.last})
     if as_json:

@@ -106,10 +106,6 @@ class TrainingOptions:
         ),
     ] = None
     label_smoothing: Annotated[float, typer.Option("--label-smoothing", help="Of classification.")] = 0.0
-    learn_assignments: Annotated[
-        bool,
-        typer.Option("--learn-assignments", help="Let weights change their codewords in fine-tuning."),
-    ] = False
     augment: Annotated[bool, typer.Option("--augment/--no-augment", help="Crop and mirror training images.")] = True
     checkpoint: Annotated[
         Path | None,
@@ -139,6 +135,9 @@ class RecipeOptions:
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 OutputOption = Annotated[Path | None, typer.Option("--output", "-o", help="The file to write.", metavar="FILE")]
+LearnOption = Annotated[
+    bool, typer.Option("--learn-assignments", help="Let subvectors change their codewords in fine-tuning.")
+]
 SparseMethodOption = Annotated[
     str | None,
     typer.Option(
