@@ -57,6 +57,9 @@ def run(kind: str, folder: Path | None = None) -> tuple[list[float], dict[str, t
     if kind == "clustered":
         cluster_(model, RECIPE)
         finetune(model, data(), lr=5e-3, ema=0.9, grad_clip=1.0, checkpoint=folder and folder / "a.ckpt", **options)
+    elif kind == "soft":
+        cluster_(model, RECIPE, soft=True)
+        finetune(model, data(), lr=0.1, optimizer="sgd", learn_assignments=True, **options)
     elif kind == "sr-ste":
         sparse_train(model, RECIPE, data(), lr=0.05, decay=0.01, **options)
     else:
@@ -77,7 +80,7 @@ class Rows(torch.utils.data.Dataset):
         return self.images[i], self.labels[i]
 
 
-KINDS = ("clustered", "sr-ste", "shuffled", "frozen")
+KINDS = ("clustered", "soft", "sr-ste", "shuffled", "frozen")
 
 
 def main(folder: Path) -> None:
