@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mvq.errors import MissingDependencyError
 
 _MARKERS = "oDs^vP*X<>pd"
@@ -91,12 +94,25 @@ def _panel(panel: Any, curves: Sequence[Curve], dense: float) -> None:
             elinewidth=1,
             linewidth=1.2,
         )
+    values = np.array([percent for curve in curves for percent in curve.percent])
+    low = lower_fence(values)
+    if n_below := int((values < low).sum()):
+        shown = values[values >= low].min()
+        panel.set_ylim(bottom=shown - 0.1 * (max(values.max(), dense) - shown))
+        what = "point lies" if n_below == 1 else "points lie"
+        panel.annotate(f"{n_below} {what} below", (0.02, 0.02), xycoords="axes fraction", color="#666666")
     panel.axhline(dense, color="#666666", linestyle="--", linewidth=1, label="dense")
     panel.set_xscale("log")
     # A decade is far more than the sizes span, so plain numbers are placed instead of powers of ten.
     panel.xaxis.set_major_locator(MaxNLocator(4))
     panel.xaxis.set_minor_locator(NullLocator())
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1000:,.4g}"))
+
+
+def lower_fence(values: NDArray[np.floating]) -> float:
+    """1.5 interquartile ranges below the first quartile: outliers beneath it would press all others together."""
+    first, third = np.percentile(values, (25, 75))
+    return float(first - 1.5 * (third - first))
 
 
 def _save(figure: Any, stem: Path) -> tuple[Path, Path]:
