@@ -43,7 +43,7 @@ def compress(
             out.
         importance: per-weight importance, see `cluster_`.
         epochs: of fine-tuning.
-        learn_assignments: as in `finetune`, from the weights before clustering on.
+        learn_assignments: as in `finetune`, from the weights before clustering on; nothing is learned without data.
         progress: show bars.
 
     Returns:
