@@ -14,6 +14,7 @@ from mvq.errors import DataError, ModelError
 from mvq.nn import as_recipe, cluster_, prune_, unwrap
 from mvq.nn.layers import attach, form_of, plan
 from mvq.nn.parametrizations import NMMask, VQWeight
+from mvq.nn.precision import mixed
 from mvq.progress import track
 from mvq.recipe import Recipe
 from mvq.recover.batchnorm import match_statistics_
@@ -22,7 +23,7 @@ from mvq.recover.compensate import assign_compensated_, prune_compensated, set_w
 from mvq.recover.config import PARTS, RecoverConfig, check_parts
 from mvq.recover.importance import prune_by_importance_, weight_importance
 from mvq.recover.permute import permute_
-from mvq.recover.reconstruct import as_input, distill_, mixed, reconstruct_
+from mvq.recover.reconstruct import as_input, distill_, reconstruct_
 from mvq.recover.statistics import Moments, input_columns, input_energies, output_curvature
 
 _PROBE_IMAGES = 2

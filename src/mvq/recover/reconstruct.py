@@ -6,7 +6,6 @@ et al., 2015) on the same images. No label is used. Batch norm keeps its statist
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from torch.nn import functional
 
 from mvq.errors import ModelError
 from mvq.nn.parametrizations import LearnedCodebook, VQWeight
+from mvq.nn.precision import mixed
 from mvq.recover.blocks import Block, modules_of
 from mvq.recover.config import RecoverConfig
 from mvq.recover.statistics import tensors_of
@@ -173,11 +173,6 @@ def as_input(x: Tensor) -> Tensor:
     """Kept activations as a network takes them; convolutions on CPUs are fastest with channels last."""
     x = x.float()
     return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
-
-
-def mixed(autocast: str | None) -> contextlib.AbstractContextManager[Any]:
-    """The precision of `RecoverConfig.autocast`."""
-    return contextlib.nullcontext() if autocast is None else torch.autocast("cpu", torch.bfloat16)
 
 
 def _augmented(x: Tensor, generator: torch.Generator) -> Tensor:

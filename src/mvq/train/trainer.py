@@ -16,6 +16,7 @@ from mvq.errors import ConfigError, DataError, ModelError, MvqError
 from mvq.nn import eligible_layers, unwrap
 from mvq.nn.layers import dense_weight, form_of
 from mvq.nn.parametrizations import NMMask
+from mvq.nn.precision import mixed
 from mvq.train import checkpoint
 from mvq.train.bar import StepBar
 from mvq.train.config import EpochRecord, TrainConfig
@@ -198,7 +199,7 @@ class Trainer:
             group["lr"] = rate * factor
         self.state.lr = self.optim.param_groups[0]["lr"]
         self.optim.zero_grad(set_to_none=True)
-        with torch.autocast(self.place.type, torch.bfloat16, enabled=self.config.autocast is not None):
+        with mixed(self.config.autocast, self.place.type):
             loss = self.objective(self.model, own)
         value = self.world.total(share * float(loss.detach()) if share else 0.0, self.place)
         if not math.isfinite(value):
