@@ -65,7 +65,8 @@ def test_gradients_that_nobody_needs_are_not_computed() -> None:
     with mixed("bfloat16"):
         layer(x.detach()).sum().backward()
     assert layer.weight.grad is None
-    assert layer.bias is not None and layer.bias.grad is not None
+    assert layer.bias is not None
+    assert layer.bias.grad is not None
 
 
 def test_without_autocast_nothing_changes() -> None:

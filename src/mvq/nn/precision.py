@@ -42,15 +42,12 @@ class _StridedDepthwise(TorchFunctionMode):
         if func is functional.conv2d and torch.is_grad_enabled():
             given = dict(zip(_CONV2D, args, strict=False)) | kwargs
             x, groups = given["input"], given.get("groups", 1)
-            stride, padding, dilation = (
-                value if isinstance(value, str) else _pair(value)
-                for value in (given.get("stride", 1), given.get("padding", 0), given.get("dilation", 1))
-            )
+            stride, padding = given.get("stride", 1), given.get("padding", 0)
             depthwise = x.ndim == 4 and 1 < groups == x.shape[1]
-            if depthwise and max(stride) > 1 and not isinstance(padding, str):
+            if depthwise and max(_pair(stride)) > 1 and not isinstance(padding, str):
+                geometry = (_pair(stride), _pair(padding), _pair(given.get("dilation", 1)), groups)
                 tensors = (x, given["weight"], given.get("bias"))
-                x, weight, bias = (t if t is None else t.bfloat16() for t in tensors)
-                return _FullBackward.apply(x, weight, bias, stride, padding, dilation, groups)
+                return _FullBackward.apply(*(t if t is None else t.bfloat16() for t in tensors), *geometry)
         return func(*args, **kwargs)
 
 
