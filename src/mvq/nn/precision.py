@@ -33,9 +33,9 @@ def mixed(autocast: str | None, device: str = "cpu") -> Iterator[None]:
 class _StridedDepthwise(TorchFunctionMode):
     """Depthwise convolutions with a stride get a float32 backward pass.
 
-    PyTorch computes the bfloat16 one on CPUs many times slower than that of stride 1: for 96 channels of 112 x 112, 381 ms
-    where 32 of the same size with stride 1 take 11. Training steps of MobileNet-V2 and -V1 take 1.6 and 1.5 times as long
-    without this (one core with AMX, medians of 8; 1.2 to 2.0).
+    PyTorch computes the bfloat16 one on CPUs many times slower than that of stride 1: at 112 x 112, 96 channels with
+    stride 2 take 381 ms, 32 with stride 1 take 11. Training steps of MobileNet-V2 and -V1 take 1.6 and 1.5 times as
+    long without this (one core with AMX, medians of 8; 1.2 to 2.0).
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
