@@ -45,4 +45,6 @@ def reassigned() -> Method:
         importance = sensitivity(model, point)
         return cluster_(model, recipe, importance=importance, soft=True)
 
-    return replace(ours(OURS), name="reassigned", label="packed, equal RMS, weighed, assignments learned", compress=compress)
+    return replace(
+        ours(OURS), name="reassigned", label="packed, equal RMS, weighed, assignments learned", compress=compress
+    )
