@@ -82,6 +82,10 @@ how much the repair differs: on MobileNet-V2 at 12x the parts that A gets bring 
 SqueezeNet at 16x has 38.8% without compensation (trials, before the last correction). Fine-tuning with labels of the
 same 1000 images changes these by -1.7 to +4.0 points; distillation on them takes 2 from case D of MobileNet-V2 at 12x.
 
+Of MobileNet-V2 the rows at 12x and those of A at 16x are from before depthwise convolutions got a float32 backward pass
+in mixed precision (`mvq.nn.precision`): their gradients were rounded more, and their `seconds` in the file are those of
+training steps 1.6 times as long.
+
 Rows of YOLOX-Nano and of DeepLab-V3 are older: from before two corrections of the repair (`docs/decisions.md`,
 curvature of output channels, second moments of few images), which matter where layers have more columns or outputs
 than there are images, and with sizes that differ more (A and B up to 7% larger than D, `packed` 12%). Empty cells are
