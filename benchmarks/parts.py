@@ -6,45 +6,48 @@ from dataclasses import replace
 
 from torch import nn
 
-from mvq.allocate import fit_codewords
-from mvq.bench import OURS, Method, Options, Point, ours
+from mvq.allocate import fit_codewords, layer_fisher
+from mvq.bench import Method, Point, own_masks
 from mvq.nn import cluster_
 from mvq.recover import equalize_
 
-_PACKED = {"codewords": "packed"}
+
+def _packed(name: str, label: str, *, equal: bool = False, weighed: bool = False, learned: bool = False) -> Method:
+    """Packed codewords, and what else is on."""
+
+    def compress(model: nn.Module, point: Point) -> nn.Module:
+        recipe = fit_codewords(model, replace(point.recipe, codewords="packed"), point.target_bits)
+        if equal:
+            equalize_(model, recipe)
+        importance = layer_fisher(model, point.calibration, seed=point.seed) if weighed else None
+        return cluster_(model, recipe, importance=importance, soft=learned)
+
+    # At one RMS the weights are others, their errors not comparable.
+    return Method(name=name, label=label, source="this library", compress=compress, masks=own_masks, clusters=not equal)
 
 
 def equalized() -> Method:
-    """Packed codewords, layers at one RMS."""
-    return replace(
-        ours(Options(recipe=_PACKED, prepare=equalize_)), name="equalized", label="packed, layers of equal RMS"
-    )
+    """Layers at one RMS, which the batch norm behind undoes."""
+    return _packed("equalized", "packed, layers of equal RMS", equal=True)
 
 
 def sensitive() -> Method:
-    """Packed codewords, k-means weighed by each layer's Fisher information."""
-    return replace(
-        ours(Options(recipe=_PACKED, importance=OURS.importance)), name="sensitive", label="packed, layers weighed"
-    )
+    """K-means weighed by what a change of each layer's weights does to the output, for the shared codebook."""
+    return _packed("sensitive", "packed, layers weighed", weighed=True)
 
 
 def both() -> Method:
-    """The two together, at the pattern of the size."""
-    return replace(ours(OURS), name="both", label="packed, layers of equal RMS and weighed")
+    """The two together."""
+    return _packed("both", "packed, layers of equal RMS and weighed", equal=True, weighed=True)
 
 
 def reassigned() -> Method:
     """The two together, with assignments that follow training."""
-
-    assert OURS.importance is not None
-    sensitivity = OURS.importance
-
-    def compress(model: nn.Module, point: Point) -> nn.Module:
-        recipe = fit_codewords(model, replace(point.recipe, **_PACKED), point.target_bits)
-        equalize_(model, recipe)
-        importance = sensitivity(model, point)
-        return cluster_(model, recipe, importance=importance, soft=True)
-
-    return replace(
-        ours(OURS), name="reassigned", label="packed, equal RMS, weighed, assignments learned", compress=compress
+    return _packed(
+        "reassigned", "packed, equal RMS, weighed, assignments learned", equal=True, weighed=True, learned=True
     )
+
+
+def learned() -> Method:
+    """Assignments that follow training, alone."""
+    return _packed("learned", "packed, assignments learned", learned=True)

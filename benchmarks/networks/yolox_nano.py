@@ -8,7 +8,6 @@ into one subvector.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,8 +25,7 @@ from torchvision.ops import batched_nms
 from benchmarks.networks.adapter import Adapter, data_file
 from benchmarks.networks.images import Mirrored, PackedImages, Samples, array, channels_last
 from mvq import bench
-from mvq.allocate import layer_fisher
-from mvq.bench import Method, Point
+from mvq.bench import Method
 from mvq.errors import MissingDependencyError, ModelError
 from mvq.tasks.sampling import EpochSampler
 
@@ -381,17 +379,8 @@ def drawn_loss(outputs: torch.Tensor, generator: torch.Generator) -> torch.Tenso
     return (loss + drawn * _BOX_WEIGHT * (outputs[..., :4] * signs).mean(2)).sum()
 
 
-def _sensitivity(model: nn.Module, point: Point) -> Mapping[str, Any]:
-    return layer_fisher(model, point.calibration, score=drawn_loss, seed=point.seed)
-
-
-def ours() -> Method:
-    """This library's configuration, with what this detector's outputs mean."""
-    return bench.ours(dataclasses.replace(bench.OURS, importance=_sensitivity))
-
-
 def allocated() -> Method:
-    """Chosen layer by layer, by the same."""
+    """Chosen layer by layer, with what this detector's outputs mean."""
     return bench.allocated(drawn_loss)
 
 

@@ -13,13 +13,15 @@ from benchmarks.networks.cifar_resnet import PREPROCESSING, ShiftedImages, jpeg_
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mvq.allocate import achieved_bits
+from mvq.baselines.forms import compressed_bits
 from mvq.bench.measuring import model_bits
-from mvq.bench.methods import find
+from mvq.bench.methods import Point, find
 from mvq.bench.rows import Rows
 from mvq.bench.statistics import mcnemar, paired, spread
 from mvq.demo import network
 from mvq.errors import ConfigError
-from mvq.nn import cluster_, extract
+from mvq.nn import VQWeight, cluster_, extract, is_soft
 from mvq.recipe import Recipe
 from mvq.sizes import sizes
 
@@ -71,6 +73,27 @@ def test_unknown_method() -> None:
     with pytest.raises(ConfigError) as error:
         find("magic")
     assert str(error.value).startswith("method 'magic' is not known; known are allocated, ours, D, packed, A")
+
+
+@pytest.mark.parametrize(
+    ("name", "codewords", "learned"),
+    [
+        ("D", "masked", False),
+        ("packed", "packed", False),
+        ("ours", "packed", True),
+        ("benchmarks.parts:learned", "packed", True),
+        ("benchmarks.parts:equalized", "packed", False),
+    ],
+)
+def test_what_methods_with_masks_add(name: str, codewords: str, learned: bool) -> None:
+    method, model = find(name), network()
+    recipe = Recipe(pattern="4:16", scope="network", classifier="int8", max_iters=2)
+    bits = 2 * achieved_bits(model, recipe).n_weights
+    model = method.compress(model, Point(recipe=recipe, target_bits=bits))
+    assert {str(module.codewords) for module in model.modules() if isinstance(module, VQWeight)} == {codewords}
+    assert method.uses_masks
+    assert is_soft(model) is learned
+    assert 0.9 * bits < compressed_bits(model) <= bits
 
 
 def test_shifted_images_are_crops() -> None:

@@ -5,7 +5,7 @@ plots. `mvq bench accuracy` is these three.
 """
 
 from mvq.bench.builtin import digits_study
-from mvq.bench.methods import METHODS, OURS, Method, Options, Point, allocated, ours
+from mvq.bench.methods import METHODS, Method, Point, allocated, own_masks
 from mvq.bench.report import write_report
 from mvq.bench.rows import Rows
 from mvq.bench.runner import run
@@ -13,15 +13,13 @@ from mvq.bench.study import Study
 
 __all__ = [
     "METHODS",
-    "OURS",
     "Method",
-    "Options",
     "Point",
     "Rows",
     "Study",
     "allocated",
     "digits_study",
-    "ours",
+    "own_masks",
     "run",
     "write_report",
 ]

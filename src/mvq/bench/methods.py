@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
-from mvq.allocate import allocate_untrained, fit_codewords, layer_fisher
+from mvq.allocate import allocate_untrained, fit_codewords
 from mvq.allocate.sensitivity import Score
 from mvq.baselines import cluster_conventional
 from mvq.errors import ConfigError
 from mvq.nn import cluster_
 from mvq.patterns import Pattern
 from mvq.recipe import Recipe
-from mvq.recover import equalize_
 from mvq.tasks.imports import import_callable, is_import_spec
 
 _MVQ = "MVQ, ASPLOS 2025, arXiv 2412.10261"
@@ -54,8 +53,6 @@ class Method:
         compress: `(model, point)` to the model, changed in place; the model is dense, or was trained with
             masks and made plain again. Where it leaves assignments soft, fine-tuning learns them, too.
         masks: `(dense model, point)` to the recipe whose masks the sparse training uses, or None for none.
-        arrange: `(dense model, point)`: changes that come before the sparse training, which do not change
-            what the model computes (a permutation of channels); None for none.
         clusters: whether its errors right after clustering are comparable with those of others.
         settings: whatever else decides its rows, as text.
     """
@@ -65,7 +62,6 @@ class Method:
     source: str
     compress: Callable[[nn.Module, Point], nn.Module]
     masks: Callable[[nn.Module, Point], Recipe | None] = no_masks
-    arrange: Callable[[nn.Module, Point], nn.Module] | None = None
     clusters: bool = False
     settings: str = ""
 
@@ -75,47 +71,18 @@ class Method:
         return self.masks is not no_masks
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What `ours` adds to MVQ.
-
-    Attributes:
-        recipe: changes of the recipe.
-        arrange: as in `Method`.
-        prepare: `(model, recipe)`: changes right before clustering that do not change what the model computes.
-        importance: `(model, point)` to the importance of every weight, as `cluster_` takes it.
-    """
-
-    recipe: Mapping[str, Any] = field(default_factory=dict)
-    arrange: Callable[[nn.Module, Point], nn.Module] | None = None
-    prepare: Callable[[nn.Module, Recipe], Any] | None = None
-    importance: Callable[[nn.Module, Point], Mapping[str, Any]] | None = None
-
-
-def _sensitivity(model: nn.Module, point: Point) -> Mapping[str, Any]:
-    """What a change of each layer's weights does to the output, so that a shared codebook serves sensitive layers."""
-    return layer_fisher(model, point.calibration, seed=point.seed)
-
-
-OURS = Options(recipe={"codewords": "packed"}, prepare=equalize_, importance=_sensitivity)
-
-
-def qualified(function: Callable[..., Any] | None) -> str:
-    """Module and name of a function; empty for None."""
-    return "" if function is None else f"{function.__module__}.{function.__qualname__}"
-
-
-def _own_masks(model: nn.Module, point: Point) -> Recipe:
+def own_masks(model: nn.Module, point: Point) -> Recipe:
+    """Masks of the pattern that is asked for."""
     return point.recipe
 
 
-def _masked(name: str, label: str, **changes: Any) -> Method:
-    """A case of the paper's ablation that keeps its masks; `changes` are those of the recipe."""
+def _masked(name: str, label: str, source: str = _MVQ, *, soft: bool = False, **changes: Any) -> Method:
+    """One that keeps its masks; `changes` are those of the recipe, `soft` as in `cluster_`."""
 
     def compress(model: nn.Module, point: Point) -> nn.Module:
-        return cluster_(model, fit_codewords(model, replace(point.recipe, **changes), point.target_bits))
+        return cluster_(model, fit_codewords(model, replace(point.recipe, **changes), point.target_bits), soft=soft)
 
-    return Method(name=name, label=label, source=_MVQ, compress=compress, masks=_own_masks, clusters=True)
+    return Method(name=name, label=label, source=source, compress=compress, masks=own_masks, clusters=True)
 
 
 def _conventional(name: str, label: str, masks: Callable[[nn.Module, Point], Recipe | None]) -> Method:
@@ -125,29 +92,6 @@ def _conventional(name: str, label: str, masks: Callable[[nn.Module, Point], Rec
         return cluster_conventional(model, point.recipe, point.target_bits)
 
     return Method(name=name, label=label, source=_MVQ, compress=compress, masks=masks, clusters=True)
-
-
-def ours(options: Options) -> Method:
-    """What this library adds to MVQ, in a network trained with masks; other options where a network needs them."""
-
-    def compress(model: nn.Module, point: Point) -> nn.Module:
-        recipe = fit_codewords(model, replace(point.recipe, **options.recipe), point.target_bits)
-        if options.prepare is not None:
-            options.prepare(model, recipe)
-        importance = None if options.importance is None else options.importance(model, point)
-        return cluster_(model, recipe, importance=importance)
-
-    functions = (options.arrange, options.prepare, options.importance)
-    return Method(
-        name="ours",
-        label="mvq, layers pruned (this library)",
-        source="this library",
-        compress=compress,
-        masks=_own_masks,
-        arrange=options.arrange,
-        clusters=options.prepare is None,
-        settings=repr((sorted(options.recipe.items()), *map(qualified, functions))),
-    )
 
 
 def allocated(score: Score | None = None) -> Method:
@@ -166,7 +110,7 @@ def allocated(score: Score | None = None) -> Method:
         source="this library",
         compress=compress,
         clusters=True,
-        settings=" ".join(["learned", *[qualified(score)] * (score is not None)]),
+        settings="learned" if score is None else f"learned {score.__module__}.{score.__qualname__}",
     )
 
 
@@ -207,11 +151,11 @@ METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         allocated(),
-        ours(OURS),
+        _masked("ours", "mvq, layers pruned (this library)", "this library", codewords="packed", soft=True),
         _masked("D", "MVQ (masked)"),
         _masked("packed", "MVQ, packed codewords", codewords="packed"),
         _conventional("A", "VQ of dense weights", no_masks),
-        _conventional("B", "VQ of sparse weights", _own_masks),
+        _conventional("B", "VQ of sparse weights", own_masks),
         _masked("C", "VQ of sparse weights, masked decode", kmeans="plain"),
         _rival(
             "bgd",

@@ -263,9 +263,7 @@ def _tell(error: Exception) -> str:
 
 
 def _prepare(job: Job, method: Method, model: nn.Module, point: Point) -> float:
-    """Arrange and train with masks where the method does; the seconds of that training."""
-    if method.arrange is not None:
-        method.arrange(model, point)
+    """Train with masks where the method does; the seconds of that training."""
     recipe = method.masks(model, point)
     if recipe is None:
         return 0.0

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mvq.baselines.forms import rival_forms
-from mvq.bench.methods import Method, Point, qualified
+from mvq.bench.methods import Method, Point
 from mvq.bench.study import Network, Study
 from mvq.bench.teacher import Remembered
 from mvq.errors import ConfigError, DataError, ModelError
@@ -106,7 +106,7 @@ def sparse_key(study: Study, method: Method, recipe: Recipe, dense_digest: str, 
     fixed = [study.task, study.train, study.budget.batch_size, study.budget.autocast, study.distillation]
     fixed += [one for one in (study.objective, study.recover) if one is not None]
     options = study.options(method.name, "sparse")
-    return digest("sparse", dense_digest, qualified(method.arrange), masks, treatments, n_steps, fixed, options, seed)
+    return digest("sparse", dense_digest, masks, treatments, n_steps, fixed, options, seed)
 
 
 def sparse_network(
@@ -119,7 +119,7 @@ def sparse_network(
         method: for its options.
         point: for its seed.
         recipe: whose masks are used.
-        model: dense, arranged; changed in place.
+        model: dense; changed in place.
         path: of the file that keeps the result.
 
     Returns:
