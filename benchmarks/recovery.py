@@ -2,6 +2,8 @@
 
     MVQ_DATA=FOLDER uv run python -m benchmarks.recovery [--networks NAME ...] [--recipes 8x 12x 16x] [--limit N]
 
+Sizes, passes of training and settings of the repair are those of `PLANS` unless others are asked for.
+
 Case D is pruning and masked clustering, `packed` the same with codewords of half the size; A is dense, B pruned, both
 with common k-means and dense decode and the length of subvectors of lowest error. All take at most the bits of D, but
 for A and B, which may take 2% more as whole index bits leave a gap. `ours` leaves it to `mvq.allocate` whether a
@@ -29,7 +31,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -99,6 +101,34 @@ RECIPES: dict[str, tuple[float, Recipe]] = {
     "16x": (16.0, Recipe(pattern="1:2", d=4)),
     "12x-2:4": (12.0, Recipe(pattern="2:4", d=4)),
     "16x-2:4": (16.0, Recipe(pattern="2:4", d=4)),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured of a network.
+
+    Attributes:
+        recipes: names.
+        epochs: passes of training at the end.
+        config: of the recovery.
+    """
+
+    recipes: tuple[str, ...] = ("8x", "12x", "16x")
+    epochs: int = 2
+    config: RecoverConfig = field(default_factory=partial(RecoverConfig, autocast="bfloat16"))
+
+
+#: Of networks with few, large images; all others have `Plan()`.
+PLANS = {
+    "yolox_nano": Plan(("8x",), 10, RecoverConfig(prune_steps=60, block_steps=40, batch_size=16, autocast="bfloat16")),
+    "deeplab_v3": Plan(
+        ("8x",),
+        2,
+        RecoverConfig(
+            images=40, prune_steps=10, block_steps=10, batch_size=8, distill_epochs=1, fisher_images=16, lr=0.001
+        ),
+    ),
 }
 FOR_ANY = ("batchnorm", "reconstruct", "distill")
 CASES = {"A": FOR_ANY, "B": PARTS, "D": PARTS, "packed": PARTS, "ours": PARTS}
@@ -384,14 +414,15 @@ def shuffled(adapter: Adapter, n: int, seed: int) -> list[Tensor]:
 
 def jobs(options: argparse.Namespace, network: str) -> list[Job]:
     """Everything that is asked of a network; what starts from one pruned network comes together."""
-    adapter, config = REGISTRY[network], RecoverConfig(autocast=options.autocast, seed=options.seed)
-    config = replace(config, **json.loads(options.config))
+    adapter, plan = REGISTRY[network], PLANS.get(network, Plan())
+    config = replace(plan.config, seed=options.seed, **json.loads(options.config))
+    wanted_epochs = plan.epochs if options.epochs is None else options.epochs
     found = []
-    for name in options.recipes:
+    for name in options.recipes or plan.recipes:
         recipe = recipe_for(network, name, adapter.build(), options.seed)
         for case in options.cases:
             for parts in steps(case, ladder=case == "D" and name in options.ladder):
-                epochs = options.epochs if parts == ALL_CASES[case] and adapter.training is not None else 0
+                epochs = wanted_epochs if parts == ALL_CASES[case] and adapter.training is not None else 0
                 found.append(Job(adapter, name, recipe, case, parts, config, options.limit, epochs))
     return sorted(found, key=lambda job: len(job.parts))
 
@@ -482,7 +513,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=list(REGISTRY), default=list(NETWORKS), metavar="NAME")
-    parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=["8x", "12x", "16x"])
+    parser.add_argument(
+        "--recipes",
+        nargs="+",
+        choices=list(RECIPES),
+    )
     parser.add_argument("--cases", nargs="+", choices=list(ALL_CASES), default=list(CASES), metavar="CASE")
     parser.add_argument(
         "--ladder",
@@ -491,10 +526,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         default=["12x"],
         help="recipes whose case D has a row for each part switched on",
     )
-    parser.add_argument("--epochs", type=int, default=4, help="passes of training at the end; 0 for none")
+    parser.add_argument("--epochs", type=int, help="passes of training at the end; 0 for none")
     parser.add_argument("--limit", type=int, help="evaluate on the first N images only")
-    parser.add_argument("--config", default="{}", help="JSON of RecoverConfig fields, e.g. '{\"images\": 256}'")
-    parser.add_argument("--autocast", choices=["bfloat16"], help="mixed precision; twice as fast on CPUs with AMX")
+    parser.add_argument(
+        "--config",
+        default="{}",
+        help="JSON of RecoverConfig fields that differ from the plan's, e.g. '{\"images\": 256}'",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=RESULTS, help="CSV file")
     parser.add_argument("--force", action="store_true", help="measure again what has a row")

@@ -59,6 +59,24 @@ def test_rows_are_written_once_and_resumed(tmp_path, monkeypatch, capsys):
     assert "mobilenet_v2: already measured\n" in capsys.readouterr().err
 
 
+def test_a_network_has_its_plan(tmp_path, monkeypatch):
+    config = mvq.recover.RecoverConfig(images=24, prune_steps=2, block_steps=2, distill_epochs=1)
+    monkeypatch.setitem(recovery.PLANS, "mobilenet_v2", recovery.Plan(("16x",), 0, config))
+    monkeypatch.setitem(recovery.REGISTRY, "mobilenet_v2", adapter())
+    monkeypatch.setattr(recovery, "MODELS", tmp_path / "models")
+    arguments = ["--networks", "mobilenet_v2", "--cases", "A", "--limit", "8", "--output"]
+    recovery.main([*arguments, str(tmp_path / "plan.csv")])
+    rows = recovery.read_rows(tmp_path / "plan.csv")
+    assert {key[:4] for key in rows} == {
+        ("mobilenet_v2", "16x", "A", parts) for parts in ("none", "batchnorm+reconstruct+distill")
+    }
+    assert {row["images"] for row in rows.values()} == {"24"}
+    recovery.main([*arguments, str(tmp_path / "asked.csv"), "--config", '{"images": 16}', "--epochs", "1"])
+    asked = recovery.read_rows(tmp_path / "asked.csv").values()
+    assert {row["images"] for row in asked} == {"16"}
+    assert any(row["parts"].endswith("+labels") for row in asked)
+
+
 def test_each_trust_is_a_case_of_its_own(tmp_path, monkeypatch):
     found, allocate = [], recovery.allocate_untrained
 
