@@ -7,12 +7,13 @@ Sizes, passes of training and settings of the repair are those of `PLANS` unless
 Case D is pruning and masked clustering, `packed` the same with codewords of half the size; A is dense, B pruned, both
 with common k-means and dense decode and the length of subvectors of lowest error. All take at most the bits of D, but
 for A and B, which may take 2% more as whole index bits leave a gap. `ours` leaves it to `mvq.allocate` whether a
-layer is pruned and how long its subvectors are, by the Fisher information; `ours, trust 0` and so on, where asked
-for, trust that information less or more. The parts of `mvq.recover` are switched on one after the other in case D of
-the recipes of `--ladder`, all at once elsewhere. A takes those that ask nothing of the method; B, D and packed start
-from one pruned network, which all parts repaired. Calibration images come from the training side and their labels are
-never read, but for the rows `+labels`: there the whole is fine-tuned with them. Where there are none, `+training`
-fine-tunes it towards what the dense network says of them.
+layer is pruned and how long its subvectors are, by the Fisher information; where asked for, `ours, trust 0` and so on
+trust that information less or more, and `ours, macs 0.75` and so on execute at most that share of the
+multiply-accumulates of the compressed layers. The parts of `mvq.recover` are switched on one after the other in case D
+of the recipes of `--ladder`, all at once elsewhere. A takes those that ask nothing of the method; B, D and packed
+start from one pruned network, which all parts repaired. Calibration images come from the training side and their
+labels are never read, but for the rows `+labels`: there the whole is fine-tuned with them. Where there are none,
+`+training` fine-tunes it towards what the dense network says of them.
 
 The metric is the network's own, agreement is with the dense network's classes. It is measured on what is loaded from
 the file of each compressed network, `build/recovery/HASH.mvq`. Rows go to a CSV file as they are ready.
@@ -43,6 +44,7 @@ import mvq
 from benchmarks.networks import REGISTRY, Adapter
 from benchmarks.real_networks import SPECIAL, expected_ratio
 from benchmarks.table import read_csv
+from mvq import flops
 from mvq.allocate import achieved_bits, allocate_untrained, fit_codewords
 from mvq.allocate.untrained import TRUST
 from mvq.baselines import cluster_conventional
@@ -132,9 +134,14 @@ PLANS = {
 }
 FOR_ANY = ("batchnorm", "reconstruct", "distill")
 CASES = {"A": FOR_ANY, "B": PARTS, "D": PARTS, "packed": PARTS, "ours": PARTS}
-#: How far the Fisher information is trusted (`allocate_untrained`); others than the default only where asked for.
-TRUSTS = {"ours": TRUST, **{f"ours, trust {trust:g}": trust for trust in (0.0, 0.5, 1.0)}}
-ALL_CASES = CASES | dict.fromkeys(TRUSTS, PARTS)
+#: Options of `allocate_untrained`: its trust in the Fisher information, and the share of multiply-accumulates that may
+#: stay. Others than `ours` only where asked for.
+ALLOCATED: dict[str, tuple[float, float | None]] = {
+    "ours": (TRUST, None),
+    **{f"ours, trust {trust:g}": (trust, None) for trust in (0.0, 0.5, 1.0)},
+    **{f"ours, macs {share:g}": (TRUST, share) for share in (0.75, 0.5)},
+}
+ALL_CASES = CASES | dict.fromkeys(ALLOCATED, PARTS)
 #: Conventional vector quantization: bits that it may take beside those of case D, lengths of subvectors, codewords.
 SLACK, DENSE_LANES, MOST_CODEWORDS = 1.02, (1, 2, 3, 4, 6, 8), 4096
 LABELS, TRAINING = "labels", "training"
@@ -150,6 +157,7 @@ COLUMNS = (
     "pattern",
     "d",
     "n_codewords",
+    "macs_percent",
     "compressed_bits",
     "images",
     "pruning_seconds",
@@ -201,7 +209,7 @@ class Job:
     def config_hash(self) -> str:
         """Of everything that decides the rows."""
         facts = [self.key(), self.recipe.to_dict(), asdict(self.config), self.epochs, mvq.__version__]
-        facts += [TRUSTS[self.case]] if self.case in TRUSTS else []
+        facts += [value for value in ALLOCATED.get(self.case, ()) if value is not None]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
@@ -296,8 +304,11 @@ def compress(job: Job, images: Sequence[Tensor], pruned: Pruned) -> tuple[nn.Mod
     """The compressed network of a job, and the seconds that pruning took."""
     started, model = time.perf_counter(), job.adapter.build()
     limit = achieved_bits(model, job.recipe).total
-    if job.case in TRUSTS:
-        recipe = allocate_untrained(model, job.recipe, images, limit, trust=TRUSTS[job.case], score=job.adapter.score)
+    if job.case in ALLOCATED:
+        trust, max_macs = ALLOCATED[job.case]
+        recipe = allocate_untrained(
+            model, job.recipe, images, limit, trust=trust, score=job.adapter.score, max_macs=max_macs
+        )
         dense = recover_pruned_(model, recipe, images, parts=job.parts, config=job.config)
         pruning_seconds = time.perf_counter() - started
         recover_clustered_(model, recipe, images, dense=dense, parts=job.parts, config=job.config)
@@ -356,6 +367,7 @@ def run(
             "agreement_percent": found.agreement(reference),
             "n": found.n,
             **settings(model),
+            "macs_percent": macs_percent(model, job.adapter),
             "compressed_bits": compressed_bits(model),
             "images": min(job.config.images, sum(map(len, images))),
             "pruning_seconds": round(pruning_seconds, 1),
@@ -365,6 +377,12 @@ def run(
             "version": mvq.__version__,
             "config_hash": job.config_hash,
         }
+
+
+def macs_percent(model: nn.Module, adapter: Adapter) -> str:
+    """Executed multiply-accumulates of the whole network, of its dense ones."""
+    found = flops.count(model, torch.zeros(1, *adapter.input_shape))
+    return f"{100 * found.executed / found.dense:.1f}"
 
 
 def train(model: nn.Module, job: Job) -> None:
@@ -464,8 +482,8 @@ def report(rows: Sequence[Mapping[str, Any]]) -> str:
             "",
         ]
         lines += [
-            "| size | case | pattern, d, k | bytes | none | parts | won back | training |",
-            "|---|---|---|---|---|---|---|---|",
+            "| size | case | pattern, d, k | MACs % | bytes | none | parts | won back | training |",
+            "|---|---|---|---|---|---|---|---|---|",
         ]
         for name, case in dict.fromkeys((row["recipe"], row["case"]) for row in ours):
             found = {row["parts"]: row for row in ours if (row["recipe"], row["case"]) == (name, case)}
@@ -481,7 +499,8 @@ def report(rows: Sequence[Mapping[str, Any]]) -> str:
             cells = (none, repaired, share, labels if training is None else training)
             text = " | ".join("" if cell is None else f"{cell:.1f}" for cell in cells)
             size = f"{-(-int(one['compressed_bits']) // 8):,}"
-            lines.append(f"| {name} | {case} | {one['pattern']}, {one['d']}, {one['n_codewords']} | {size} | {text} |")
+            how = f"{one['pattern']}, {one['d']}, {one['n_codewords']} | {one['macs_percent']}"
+            lines.append(f"| {name} | {case} | {how} | {size} | {text} |")
         lines += ["", *_ladder(ours)]
     return "\n".join(lines).rstrip() + "\n"
 

@@ -99,13 +99,12 @@ def _fan_in(module: Any) -> int:
 def _executed(module: Any, dense: int) -> int:
     """Every output position uses each weight of its channel once, so kept work is as kept weights."""
     pattern = getattr(form_of(module), "pattern", None)
-    if not isinstance(pattern, Pattern):
-        return dense
+    return executed(module, dense, pattern) if isinstance(pattern, Pattern) else dense
+
+
+def executed(module: Any, dense: int, pattern: Pattern) -> int:
+    """Multiply-accumulates of a convolution or linear layer that has `dense` of them, pruned to a pattern."""
     n_out = module.out_channels if isinstance(module, nn.Conv2d) else module.out_features
-    return dense * _kept_channels(n_out, pattern) // n_out
-
-
-def _kept_channels(n_out: int, pattern: Pattern) -> int:
-    """Kept output channels at each input position; the same at all of them."""
     whole, rest = divmod(n_out, pattern.group)
-    return whole * pattern.keep + min(rest, pattern.keep)
+    # Kept output channels at each input position, the same at all of them.
+    return dense * (whole * pattern.keep + min(rest, pattern.keep)) // n_out

@@ -20,6 +20,7 @@ from mvq.allocate import (
 from mvq.allocate.bits import index_and_mask_bits
 from mvq.baselines.forms import compressed_bits
 from mvq.errors import ConfigError, DataError, ModelError
+from mvq.flops import count
 from mvq.nn import VQWeight, bake_, cluster_, prune_
 from mvq.nn.layers import form_of
 from mvq.recipe import LayerRecipe, Recipe
@@ -268,6 +269,54 @@ def test_untrained_networks_get_bits_where_outputs_depend_on_them():
     assert found == allocate_untrained(model, recipe, [x], ratio=12.0, n_images=24)
     with pytest.raises(ConfigError, match=r"trust=1.5 is not in 0..1"):
         allocate_untrained(model, recipe, [x], ratio=12.0, trust=1.5)
+
+
+@pytest.mark.parametrize("scope", ["layer", "network"])
+def test_multiplications_are_saved_where_they_cost_least(scope):
+    """Layers at the front have more positions, the second one most energy."""
+    recipe = Recipe(scope=scope, rows_per_codeword=0, max_iters=20)
+    macs = {str(i): n for i, n in enumerate((10**6, 4 * 10**6, 2 * 10**6, 10**6))}
+    left = {}
+    for share in (None, 0.4, 0.25):
+        found = allocate(net(), recipe, ratio=20.0, candidates=OPTIONS[scope], macs=macs, max_macs=share)
+        patterns = {name: dict(changes)["pattern"] for name, changes in found.overrides}
+        left[share] = sum(macs[name] * p.keep / p.group for name, p in patterns.items()) / (7 * 10**6)
+        assert achieved_bits(net(), found).ratio >= 20.0
+    assert left[None] > 0.4 >= left[0.4] > 0.25 >= left[0.25]
+
+
+def test_work_is_counted_and_bounded():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 64, 3, padding=1, stride=2), nn.ReLU(),
+        nn.Conv2d(64, 64, 3, padding=1, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10),
+    )  # fmt: skip
+    x = torch.randn(8, 3, 12, 12)
+    recipe = Recipe(first_conv="skip", classifier="skip", n_codewords=64, rows_per_codeword=0, max_iters=5)
+    names = ("2", "4")
+
+    def share(max_macs):
+        found = allocate_untrained(model, recipe, [x], ratio=8.0, max_macs=max_macs)
+        layers = {layer.name: layer for layer in count(prune_(copy.deepcopy(model), found), x[:1]).layers}
+        return sum(layers[n].executed for n in names) / sum(layers[n].dense for n in names)
+
+    assert share(None) == 1.0
+    assert 0.3 < share(0.5) <= 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"max_macs": 0.0}, "max_macs=0.0 is not above 0 and at most 1"),
+        ({"max_macs": 1.5}, "max_macs=1.5 is not above 0 and at most 1"),
+        ({"max_macs": 0.5}, r"max_macs needs macs of every layer, which lacks \['1', '2', '3'\]"),
+        ({"max_macs": 0.5, "macs": {"1": 5, "2": 5}}, r"which lacks \['3'\]; see mvq.flops.count"),
+        ({"max_macs": 0.05, "macs": {"1": 500, "2": 500, "3": 500}}, "75 multiply-accumulates are out of reach"),
+    ],
+)
+def test_wrong_work(options, text):
+    with pytest.raises(ConfigError, match=text):
+        allocate(net(), Recipe(max_iters=3), ratio=14.0, candidates=OPTIONS["layer"], **options)
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-3])

@@ -6,18 +6,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mvq.allocate import choose
+from mvq.allocate.knapsack import choose, choose_within
 from mvq.errors import ConfigError
 
 OPTION = st.tuples(st.integers(0, 60), st.floats(0, 100))
 LAYERS = st.lists(st.lists(OPTION, min_size=1, max_size=4), min_size=1, max_size=4)
 
 
-def slow_choice(costs, errors, limit):
+def total(rows, picks):
+    return sum(row[i] for row, i in zip(rows, picks, strict=True))
+
+
+def slow_choice(costs, errors, limit, work=None, most_work=0):
     fitting = [
-        sum(e[i] for e, i in zip(errors, picks, strict=True))
+        total(errors, picks)
         for picks in itertools.product(*(range(len(c)) for c in costs))
-        if sum(c[i] for c, i in zip(costs, picks, strict=True)) <= limit
+        if total(costs, picks) <= limit and (work is None or total(work, picks) <= most_work)
     ]
     return min(fitting, default=None)
 
@@ -31,8 +35,31 @@ def test_choice_is_the_best(layers, limit):
             choose(costs, errors, limit)
         return
     picks = choose(costs, errors, limit)
-    assert sum(c[i] for c, i in zip(costs, picks, strict=True)) <= limit
-    assert sum(e[i] for e, i in zip(errors, picks, strict=True)) == pytest.approx(best)
+    assert total(costs, picks) <= limit
+    assert total(errors, picks) == pytest.approx(best)
+
+
+@given(
+    layers=st.lists(st.lists(st.tuples(OPTION, st.integers(0, 30)), min_size=1, max_size=4), min_size=1, max_size=4),
+    limit=st.integers(1, 200),
+    most_work=st.integers(0, 90),
+)
+def test_nothing_of_as_little_work_is_better(layers, limit, most_work):
+    costs, errors = ([[option[i] for option, _ in row] for row in layers] for i in range(2))
+    work = [[w for _, w in row] for row in layers]
+    if slow_choice(costs, errors, limit) is None:
+        return
+    if slow_choice(costs, errors, limit, work, most_work) is None:
+        with pytest.raises(ConfigError, match=f"{most_work} multiply-accumulates are out of reach within {limit} bits"):
+            choose_within(costs, errors, limit, work, most_work)
+        return
+    picks = choose_within(costs, errors, limit, work, most_work)
+    assert total(costs, picks) <= limit
+    assert total(work, picks) <= most_work
+    assert total(errors, picks) == pytest.approx(slow_choice(costs, errors, limit, work, total(work, picks)))
+    unbound = choose(costs, errors, limit)
+    if total(work, unbound) <= most_work:
+        assert picks == unbound
 
 
 @given(layers=LAYERS, limit=st.integers(1, 200))
@@ -43,11 +70,10 @@ def test_large_costs_fit_and_lose_less_than_a_step_a_layer(layers, limit):
     if slow_choice(costs, errors, limit) is None:
         return
     picks = choose(costs, errors, limit)
-    assert sum(c[i] for c, i in zip(costs, picks, strict=True)) <= limit
+    assert total(costs, picks) <= limit
     reserve = len(layers) * (1 + limit // (1 << 14))
     tighter = slow_choice(costs, errors, limit - reserve)
-    got = sum(e[i] for e, i in zip(errors, picks, strict=True))
-    assert tighter is None or got <= tighter + 1e-9
+    assert tighter is None or total(errors, picks) <= tighter + 1e-9
 
 
 def test_options_that_may_not_be_taken():

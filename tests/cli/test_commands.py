@@ -95,6 +95,17 @@ def test_layers_are_allocated_for_a_ratio(mvq, workdir: Path) -> None:
     patterns = {dict(changes).get("pattern") for changes in made["recipe"]["overrides"].values()}
     assert "1:1" in patterns
     assert 5 <= achieved_bits(import_module("tinycli").net(), made["recipe"]).ratio < 5.5
+    assert made["flops"]["executed"] > 0.8 * made["flops"]["dense"]
+
+
+def test_layers_are_allocated_for_less_work(mvq, workdir: Path) -> None:
+    done = mvq(*COMPRESS, "-d", "tinycli:data", "-b", 16, "--ratio", 5, "--max-macs", 0.6, "--json")
+    assert done.exit_code == 0, done.output
+    made = json.loads(done.stdout)
+    assert made["flops"]["executed"] < 0.7 * made["flops"]["dense"]
+    refused = mvq(*COMPRESS, "--max-macs", 0.6)
+    assert refused.exit_code == 2
+    assert "'--max-macs': it needs --ratio" in refused.output
 
 
 def test_inspect_json(mvq, file: Path) -> None:

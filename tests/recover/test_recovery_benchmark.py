@@ -77,22 +77,24 @@ def test_a_network_has_its_plan(tmp_path, monkeypatch):
     assert any(row["parts"].endswith("+labels") for row in asked)
 
 
-def test_each_trust_is_a_case_of_its_own(tmp_path, monkeypatch):
+def test_each_way_to_allocate_is_a_case_of_its_own(tmp_path, monkeypatch):
     found, allocate = [], recovery.allocate_untrained
 
-    def spy(*arguments, trust, **options):
-        found.append(trust)
-        return allocate(*arguments, trust=trust, **options)
+    def spy(*arguments, trust, max_macs, **options):
+        found.append((trust, max_macs))
+        return allocate(*arguments, trust=trust, max_macs=max_macs, **options)
 
     monkeypatch.setitem(recovery.REGISTRY, "mobilenet_v2", adapter())
     monkeypatch.setattr(recovery, "MODELS", tmp_path / "models")
     monkeypatch.setattr(recovery, "allocate_untrained", spy)
     path = tmp_path / "rows.csv"
-    cases = ["ours", "ours, trust 0", "ours, trust 1"]
+    cases = ["ours", "ours, trust 0", "ours, trust 1", "ours, macs 0.5"]
     arguments = ["--networks", "mobilenet_v2", "--recipes", "12x", "--cases", *cases]
     config = '{"images": 24, "prune_steps": 2, "block_steps": 2, "distill_epochs": 1}'
     recovery.main([*arguments, "--config", config, "--epochs", "0", "--limit", "8", "--output", str(path)])
-    assert set(found) == {recovery.TRUST, 0.0, 1.0}
+    assert set(found) == {(recovery.TRUST, None), (0.0, None), (1.0, None), (recovery.TRUST, 0.5)}
     rows = recovery.read_rows(path)
     assert {key[2] for key in rows} == set(cases)
     assert len({row["config_hash"] for row in rows.values()}) == 2 * len(cases)
+    left = {case: {float(row["macs_percent"]) for row in rows.values() if row["case"] == case} for case in cases}
+    assert max(left["ours, macs 0.5"]) < 70 < min(left["ours"])

@@ -7,7 +7,6 @@ puts the two together for networks that are not trained afterwards.
 
 from mvq.allocate.bits import PlannedBits, achieved_bits, fit_codewords
 from mvq.allocate.choose import allocate, default_candidates, dense_candidates
-from mvq.allocate.knapsack import choose
 from mvq.allocate.sensitivity import fisher, layer_fisher
 from mvq.allocate.untrained import allocate_untrained
 
@@ -16,7 +15,6 @@ __all__ = [
     "achieved_bits",
     "allocate",
     "allocate_untrained",
-    "choose",
     "default_candidates",
     "dense_candidates",
     "fisher",

@@ -1,4 +1,4 @@
-"""Which pattern, subvector length and codebook each layer gets: measured rate-distortion under a budget of bits."""
+"""Which pattern, subvector length and codebook each layer gets: measured rate-distortion under budgets."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import glob
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
 from mvq.allocate.bits import achieved_bits, budget, codebook_bits, index_and_mask_bits, plan_compressed
-from mvq.allocate.knapsack import choose
+from mvq.allocate.knapsack import choose, choose_within
 from mvq.allocate.measure import Cut, Metric, cut, error, fit
 from mvq.compressed import Codebook
 from mvq.errors import ConfigError, ModelError
+from mvq.flops import executed
 from mvq.nn.clustering import GroupKey, group_key, layer_codewords
 from mvq.nn.layers import Planned, as_recipe, check_ready, dense_weight, form_of, plan
 from mvq.nn.parametrizations import NMMask
@@ -23,6 +24,7 @@ from mvq.patterns import Pattern
 from mvq.progress import track
 from mvq.recipe import MAX_CODEWORDS, LayerRecipe, Recipe
 
+_T = TypeVar("_T")
 _FIELDS = ("pattern", "d", "n_codewords", "codewords", "kmeans")
 #: `(pattern, d)` tried by default: from 2 to 16 bits of mask a subvector, 1/8 to 1/2 of the weights kept.
 _LADDER = (
@@ -41,14 +43,47 @@ _LADDER = (
 #: Subvector lengths and codewords tried without pruning: from 1/2 to 5 bits a weight.
 _DENSE_LANES = (2, 3, 4, 6, 8)
 _DENSE_CODEWORDS = (16, 32, 64, 128, 256, 512, 1024)
+#: `(pattern, d)` tried beside those where multiplications are to be saved without training, and their codewords.
+_PRUNED = (("3:4", 4), ("6:8", 8), ("1:2", 2), ("1:2", 4), ("2:4", 4), ("4:8", 8), ("2:8", 8), ("4:16", 16))
+_PRUNED_CODEWORDS = (16, 32, 64, 128, 256, 512, 1024)
 #: Rounds of choosing options for a shared codebook and fitting it anew to what was chosen.
 _ROUNDS = 2
 
 
 @dataclass(frozen=True)
-class _Choice:
-    """An option for each layer and the error they make together."""
+class _Budgets:
+    """What the layers may take together.
 
+    Attributes:
+        bits: at most.
+        macs: dense multiply-accumulates of each layer; None if they do not count.
+        max_macs: executed ones at most.
+    """
+
+    bits: int
+    macs: dict[str, int] | None
+    max_macs: int
+
+    def choose(
+        self, layers: list[Planned], options: list[list[LayerRecipe]], bits: list[list[int]], errors: list[list[float]]
+    ) -> _Choice:
+        """The best of the layers' options, whose bits and errors these are."""
+        if self.macs is None:
+            picked = choose(bits, errors, self.bits)
+        else:
+            work = [
+                [executed(module, self.macs[name], option.pattern) for option in row]
+                for (name, module, _), row in zip(layers, options, strict=True)
+            ]
+            picked = choose_within(bits, errors, self.bits, work, self.max_macs)
+        return _Choice(picked, _at(options, picked), sum(_at(errors, picked)))
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """An option for each layer, its number among them, and the error they make together."""
+
+    picked: list[int]
     options: list[LayerRecipe]
     error: float
 
@@ -62,6 +97,8 @@ def allocate(
     candidates: Sequence[LayerRecipe] | None = None,
     importance: Mapping[str, Any] | None = None,
     pruned: float = 1.0,
+    macs: Mapping[str, int] | None = None,
+    max_macs: float | None = None,
     max_rows: int = 1 << 15,
     max_iters: int = 20,
     progress: bool = False,
@@ -82,6 +119,8 @@ def allocate(
             codewords and half, once and twice its number.
         importance: h by layer name as for `cluster_`, e.g. of `fisher`. It weighs the measured error only.
         pruned: factor of the error on pruned weights, 0..1; below 1 where sparse training follows.
+        macs: dense multiply-accumulates by layer name, as `mvq.flops.count` gives them, for `max_macs`.
+        max_macs: share of those of the compressed layers that are executed at most, 0..1.
         max_rows: subvectors a codebook is fitted to when measuring.
         max_iters: most k-means iterations when measuring.
         progress: show a bar.
@@ -90,7 +129,7 @@ def allocate(
         The recipe with an override for each compressed layer. It is plain data; use it with `prune_` and `cluster_`.
 
     Raises:
-        ConfigError: if the budget is out of reach, or an option is invalid.
+        ConfigError: if a budget is out of reach, or an option is invalid.
         ModelError: as `cluster_`; if no candidate has the pattern that a layer was pruned with.
         WeightError: as `cluster_`.
     """
@@ -98,6 +137,7 @@ def allocate(
     layers = plan_compressed(model, recipe)
     limit = budget(layers, target_bits, ratio, "allocate")
     _check(candidates, pruned, max_rows)
+    budgets = _Budgets(limit, *_work(layers, macs, max_macs))
     check_ready(model, layers)
     metric = Metric(
         importance=check_importance(plan(model, recipe), importance), pruned=pruned, max_rows=max_rows, seed=recipe.seed
@@ -105,7 +145,7 @@ def allocate(
     options = list(dict.fromkeys(candidates or default_candidates(recipe)))
     measuring = replace(recipe, max_iters=min(max_iters, recipe.max_iters), n_init=1)
     solve = _by_layer if recipe.scope == "layer" else _shared
-    choice = solve(layers, options, measuring, limit, metric, progress)
+    choice = solve(layers, options, measuring, budgets, metric, progress)
     found = _with_overrides(recipe, layers, choice.options)
     used = achieved_bits(model, found).total
     if used > limit:
@@ -135,6 +175,15 @@ def dense_candidates() -> list[LayerRecipe]:
     ]
 
 
+def pruned_candidates() -> list[LayerRecipe]:
+    """Options that prune, most of them less than the default ones, for networks that are not trained afterwards."""
+    return [
+        LayerRecipe(pattern=Pattern.parse(p), d=d, n_codewords=k, codewords="packed")
+        for p, d in _PRUNED
+        for k in _PRUNED_CODEWORDS
+    ]
+
+
 def _check(candidates: Sequence[LayerRecipe] | None, pruned: float, max_rows: int) -> None:
     faults = []
     if candidates is not None and not candidates:
@@ -148,6 +197,23 @@ def _check(candidates: Sequence[LayerRecipe] | None, pruned: float, max_rows: in
         faults.append(f"allocate: max_rows={max_rows} is not at least 1")
     if faults:
         raise ConfigError("\n".join(faults))
+
+
+def _work(
+    layers: list[Planned], macs: Mapping[str, int] | None, max_macs: float | None
+) -> tuple[dict[str, int] | None, int]:
+    """Dense multiply-accumulates of the layers and the most that may be executed."""
+    if max_macs is None:
+        return None, 0
+    if not 0 < max_macs <= 1:
+        raise ConfigError(f"allocate: max_macs={max_macs} is not above 0 and at most 1")
+    missing = [name for name, _, _ in layers if name not in (macs or {})]
+    if macs is None or missing:
+        raise ConfigError(
+            f"allocate: max_macs needs macs of every layer, which lacks {missing[:3]}; see mvq.flops.count"
+        )
+    wanted = {name: int(macs[name]) for name, _, _ in layers}
+    return wanted, math.floor(max_macs * sum(wanted.values()))
 
 
 def _allowed(entry: Planned, options: Sequence[LayerRecipe]) -> list[LayerRecipe]:
@@ -168,26 +234,29 @@ def _allowed(entry: Planned, options: Sequence[LayerRecipe]) -> list[LayerRecipe
 
 
 def _by_layer(
-    layers: list[Planned], options: list[LayerRecipe], recipe: Recipe, limit: int, metric: Metric, progress: bool
+    layers: list[Planned], options: list[LayerRecipe], recipe: Recipe, budgets: _Budgets, metric: Metric, progress: bool
 ) -> _Choice:
     """A codebook a layer: options do not touch one another."""
-    table: list[list[tuple[LayerRecipe, int, float]]] = []
-    for entry in track(layers, "measuring layers", enabled=progress):
-        name, module, _ = entry
+    options_of = [_allowed(entry, options) for entry in layers]
+    bits: list[list[int]] = []
+    errors: list[list[float]] = []
+    for (name, module, _), allowed in track(
+        list(zip(layers, options_of, strict=True)), "measuring layers", enabled=progress
+    ):
         shape = dense_weight(module).shape
-        rows = []
-        for option in _allowed(entry, options):
+        bits.append([])
+        errors.append([])
+        for option in allowed:
             k = layer_codewords(recipe, option, shape)
             one = cut(name, module, option, metric)
             codebook = fit([one], recipe, k, metric)
-            cost = sum(index_and_mask_bits(tuple(shape), option, k)) + codebook_bits(option, k)
-            rows.append((option, cost, math.inf if codebook is None else error(one, codebook)))
-        table.append(rows)
-    return _pick(table, limit)
+            bits[-1].append(sum(index_and_mask_bits(tuple(shape), option, k)) + codebook_bits(option, k))
+            errors[-1].append(math.inf if codebook is None else error(one, codebook))
+    return budgets.choose(layers, options_of, bits, errors)
 
 
 def _shared(
-    layers: list[Planned], options: list[LayerRecipe], recipe: Recipe, limit: int, metric: Metric, progress: bool
+    layers: list[Planned], options: list[LayerRecipe], recipe: Recipe, budgets: _Budgets, metric: Metric, progress: bool
 ) -> _Choice:
     """One codebook for the network: the best of those that candidates may share."""
     families: dict[GroupKey, list[LayerRecipe]] = {}
@@ -197,7 +266,7 @@ def _shared(
     refused: list[str] = []
     for family in track(list(families.values()), "measuring codebooks", enabled=progress):
         try:
-            choice = _one_codebook(layers, family, recipe, limit, metric)
+            choice = _one_codebook(layers, family, recipe, budgets, metric)
         except (ConfigError, ModelError) as fault:
             refused.append(str(fault))
             continue
@@ -209,11 +278,11 @@ def _shared(
 
 
 def _one_codebook(
-    layers: list[Planned], family: list[LayerRecipe], recipe: Recipe, limit: int, metric: Metric
+    layers: list[Planned], family: list[LayerRecipe], recipe: Recipe, budgets: _Budgets, metric: Metric
 ) -> _Choice | None:
     """Alternate between the options of the layers and the codebook they share."""
     k = family[0].n_codewords
-    left = limit - codebook_bits(family[0], k)
+    left = replace(budgets, bits=budgets.bits - codebook_bits(family[0], k))
     cuts = [
         [cut(name, module, option, metric) for option in _allowed(entry, family)]
         for entry in layers
@@ -235,23 +304,19 @@ def _one_codebook(
 
 
 def _pick_shared(
-    layers: list[Planned], cuts: list[list[Cut]], codebook: Codebook, k: int, left: int
+    layers: list[Planned], cuts: list[list[Cut]], codebook: Codebook, k: int, left: _Budgets
 ) -> tuple[_Choice, list[Cut]]:
-    costs = [
-        [sum(index_and_mask_bits(tuple(dense_weight(module).shape), one.layer, k)) for one in row]
-        for (_, module, _), row in zip(layers, cuts, strict=True)
+    options = [[one.layer for one in row] for row in cuts]
+    bits = [
+        [sum(index_and_mask_bits(tuple(dense_weight(module).shape), option, k)) for option in row]
+        for (_, module, _), row in zip(layers, options, strict=True)
     ]
-    errors = [[error(one, codebook) for one in row] for row in cuts]
-    picked = choose(costs, errors, left)
-    chosen = [row[i] for row, i in zip(cuts, picked, strict=True)]
-    total = sum(row[i] for row, i in zip(errors, picked, strict=True))
-    return _Choice([one.layer for one in chosen], total), chosen
+    choice = left.choose(layers, options, bits, [[error(one, codebook) for one in row] for row in cuts])
+    return choice, _at(cuts, choice.picked)
 
 
-def _pick(table: list[list[tuple[LayerRecipe, int, float]]], limit: int) -> _Choice:
-    picked = choose([[c for _, c, _ in row] for row in table], [[e for _, _, e in row] for row in table], limit)
-    chosen = [row[i] for row, i in zip(table, picked, strict=True)]
-    return _Choice([option for option, _, _ in chosen], sum(e for _, _, e in chosen))
+def _at(rows: list[list[_T]], picked: list[int]) -> list[_T]:
+    return [row[i] for row, i in zip(rows, picked, strict=True)]
 
 
 def _with_overrides(recipe: Recipe, layers: list[Planned], options: list[LayerRecipe]) -> Recipe:

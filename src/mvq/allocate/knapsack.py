@@ -1,4 +1,4 @@
-"""The multiple-choice knapsack: one option for each layer, least error within a budget of bits."""
+"""The multiple-choice knapsack: one option for each layer, least error within budgets of bits and of work."""
 
 from __future__ import annotations
 
@@ -11,6 +11,64 @@ from mvq.errors import ConfigError
 
 #: Bits are counted in steps of at most this share of the budget.
 _STEPS = 1 << 14
+#: Doublings until the price of work is high enough, and halvings of the range it is then sought in.
+_DOUBLINGS, _HALVINGS = 80, 24
+
+
+def choose_within(
+    costs: Sequence[Sequence[int]],
+    errors: Sequence[Sequence[float]],
+    budget: int,
+    work: Sequence[Sequence[int]],
+    most_work: int,
+) -> list[int]:
+    """`choose` with a second budget, by a price on work (Lagrange multiplier).
+
+    Nothing that takes as little work as the result has less error. Work between that and `most_work` may be left where
+    no price leads to it.
+
+    Args:
+        costs: as `choose`.
+        errors: as `choose`.
+        budget: as `choose`.
+        work: of the same options.
+        most_work: of all layers together.
+
+    Returns:
+        The option of each layer.
+
+    Raises:
+        ConfigError: as `choose`; if no choice within the bits takes so little work.
+    """
+
+    def at(price: float) -> tuple[list[int], int]:
+        priced = [[e + price * w for e, w in zip(*layer, strict=True)] for layer in zip(errors, work, strict=True)]
+        options = choose(costs, priced, budget)
+        return options, sum(layer[i] for layer, i in zip(work, options, strict=True))
+
+    free, used = at(0.0)
+    if used <= most_work:
+        return free
+    total = sum(e[i] for e, i in zip(errors, free, strict=True))
+    price = (total or 1.0) / used
+    low, found = 0.0, free
+    for _ in range(_DOUBLINGS):
+        found, used = at(price)
+        if used <= most_work:
+            break
+        low, price = price, 2 * price
+    else:
+        raise ConfigError(
+            f"allocate: {most_work:,} multiply-accumulates are out of reach within {budget} bits; {used:,} are not"
+        )
+    for _ in range(_HALVINGS):
+        middle = (low + price) / 2
+        options, used = at(middle)
+        if used <= most_work:
+            price, found = middle, options
+        else:
+            low = middle
+    return found
 
 
 def choose(costs: Sequence[Sequence[int]], errors: Sequence[Sequence[float]], budget: int) -> list[int]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 from torch import Tensor, nn
 
 from mvq.allocate.bits import plan_compressed
-from mvq.allocate.choose import allocate, default_candidates, dense_candidates
+from mvq.allocate.choose import allocate, default_candidates, dense_candidates, pruned_candidates
 from mvq.allocate.sensitivity import Score, fisher
 from mvq.errors import ConfigError
+from mvq.flops import count
 from mvq.nn.layers import as_recipe, dense_weight
 from mvq.recipe import Recipe
 
@@ -30,6 +32,7 @@ def allocate_untrained(
     n_images: int = 64,
     trust: float = TRUST,
     score: Score | None = None,
+    max_macs: float | None = None,
     progress: bool = False,
 ) -> Recipe:
     """Whether each layer is pruned, and its subvectors and codewords, for compression from unlabelled images alone.
@@ -50,6 +53,8 @@ def allocate_untrained(
         n_images: images that the Fisher information is measured on, one after the other.
         trust: in differences of the information between layers, 0..1; 1 where nothing follows.
         score: as `fisher`; needed for outputs that are not logits.
+        max_macs: as `allocate`, counted on the first image. Without it next to nothing is pruned, as pruning costs
+            such networks more than it saves bits.
         progress: show bars.
 
     Returns:
@@ -63,13 +68,26 @@ def allocate_untrained(
     if not 0 <= trust <= 1:
         raise ConfigError(f"allocate_untrained: trust={trust} is not in 0..1")
     start = replace(as_recipe(recipe), scope="layer", codewords="packed")
-    importance = fisher(model, _singly(calibration), n_batches=n_images, score=score, seed=start.seed)
+    images = list(islice(_singly(calibration), n_images))
+    importance = fisher(model, images, n_batches=n_images, score=score, seed=start.seed)
     for name, module, _ in plan_compressed(model, start):
         h, energy = importance[name], dense_weight(module).square().mean()
         importance[name] = h * (h.mean() * energy).clamp_min(_SMALLEST) ** (trust - 1)
-    candidates = [*default_candidates(start), *dense_candidates()]
+    candidates, macs = [*default_candidates(start), *dense_candidates()], None
+    if max_macs is not None:
+        candidates += pruned_candidates()
+        example = images[0].to(next(model.parameters()).device)
+        macs = {layer.name: layer.dense for layer in count(model, example).layers}
     return allocate(
-        model, start, target_bits, ratio=ratio, candidates=candidates, importance=importance, progress=progress
+        model,
+        start,
+        target_bits,
+        ratio=ratio,
+        candidates=candidates,
+        importance=importance,
+        macs=macs,
+        max_macs=max_macs,
+        progress=progress,
     )
 
 

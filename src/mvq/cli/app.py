@@ -90,7 +90,7 @@ mvq compress resnet18 -w resnet18.pth -d imagenet/ --sparse-epochs 5 --finetune-
 
 mvq compress resnet18 -w resnet18.pth -d imagenet/ --ratio 16 --finetune-epochs 3 --learn-assignments -o r18.mvq
 
-mvq compress resnet18 -w resnet18.pth -d imagenet/ --recover --ratio 12 -o r18.mvq
+mvq compress resnet18 -w resnet18.pth -d imagenet/ --recover --ratio 12 --max-macs 0.75 -o r18.mvq
 
 mvq compress maskrcnn_resnet50_fpn -w mask.pth --task detection -d coco/ -b 2 -r mvq-maskrcnn --sparse-epochs 4
 --finetune-epochs 4 --lr 5e-5 --checkpoint state/ -o mask.mvq
@@ -122,6 +122,14 @@ def compress(
             help="Choose pattern, d and codewords of each layer for this ratio, by measured error; needs --data."
         ),
     ] = None,
+    max_macs: Annotated[
+        float | None,
+        typer.Option(
+            help="With --ratio: most multiply-accumulates that stay, as a share; without it little is pruned.",
+            min=0.0,
+            max=1.0,
+        ),
+    ] = None,
     finetune_epochs: Annotated[int, typer.Option(help="Epochs of fine-tuning the codebooks; needs --data.", min=0)] = 0,
     distill: Annotated[bool, typer.Option("--distill", help="Fine-tune towards the dense network's outputs.")] = False,
     learn_assignments: LearnOption = False,
@@ -143,6 +151,8 @@ def compress(
         raise typer.BadParameter("it takes the place of sparse training; leave one out", param_hint="'--recover'")
     if ratio is not None and data.data is None:
         raise typer.BadParameter("it needs --data", param_hint="'--ratio'")
+    if max_macs is not None and ratio is None:
+        raise typer.BadParameter("it needs --ratio", param_hint="'--max-macs'")
     for name, wanted in {"--distill": distill, "--learn-assignments": learn_assignments}.items():
         if wanted and not finetune_epochs:
             raise typer.BadParameter("it needs --finetune-epochs", param_hint=f"'{name}'")
@@ -159,6 +169,7 @@ def compress(
             sparse_method=sparse_method,
             recover=recover,
             ratio=ratio,
+            max_macs=max_macs,
             finetune_epochs=finetune_epochs,
             distill=distill,
             learn_assignments=learn_assignments,

@@ -28,6 +28,7 @@ class Stages:
         sparse_method: `sr-ste`, `asp`, or None for the task's.
         recover: recover the network's outputs on training images, in place of pruning and clustering.
         ratio: choose pattern, d and codewords layer by layer for this ratio, before all else; None for the recipe's.
+        max_macs: share of the multiply-accumulates that these layers execute then; None for any.
         finetune_epochs: of training the codebooks.
         distill: fine-tune towards the outputs of the dense network.
         learn_assignments: in fine-tuning.
@@ -37,6 +38,7 @@ class Stages:
     sparse_method: str | None = None
     recover: bool = False
     ratio: float | None = None
+    max_macs: float | None = None
     finetune_epochs: int = 0
     distill: bool = False
     learn_assignments: bool = False
@@ -111,7 +113,7 @@ def _compress(
     if stages.ratio is not None:
         from mvq.allocate import allocate_untrained
 
-        recipe = allocate_untrained(model, recipe, images, ratio=stages.ratio, progress=True)
+        recipe = allocate_untrained(model, recipe, images, ratio=stages.ratio, max_macs=stages.max_macs, progress=True)
     if stages.recover:
         from mvq.recover import recover
 
