@@ -72,19 +72,21 @@ kept weights, `packed` the same with codewords of half the size. All take at mos
 index bits are whole, so that some leave up to 5% unused. `ours` chooses layer by layer what is pruned, d and k
 (`mvq.allocate.allocate_untrained`, `mvq compress --recover --ratio`), within the same bits; it pruned nothing in the
 rows below. `bytes` are those of the compressed layers, `none` is what compression alone leaves, `parts` what all parts
-of the recovery bring back, and `won back` the share of the loss that is; A gets the parts that ask nothing of the
-method. `training` fine-tunes the result, with labels where there are some, otherwise towards the dense network's
-outputs. Accuracy in percent on the validation images, one seed; the commands are in `benchmarks/README.md`. The
-standard error of a top-1 over 900 images is 1.4 to 1.7 points, of the difference of two cases somewhat less.
+of the recovery bring back, and `won back` the share of the loss that is; `MACs %` what is executed of the network's
+multiply-accumulates. A gets the parts that ask nothing of the method. `training` fine-tunes the result, with labels
+where there are some, otherwise towards the dense network's outputs. Accuracy in percent on the validation images, one
+seed. The standard error of a top-1 over 900 images is 1.4 to 1.7 points, of the difference of two cases somewhat less.
 
-Where half of the weights are pruned, most of what is lost is lost by that: on SqueezeNet B, D and `packed` stay below
-60 at 8x, below A, on MobileNet-V2 below A at 12x; MobileNet-V1 loses little by it, and A, B, D and `packed` are within
-the error there. As files get smaller A breaks down first: at 16x the order is A, B, D, `ours` on both networks
-measured, with wide gaps on SqueezeNet; on MobileNet-V2 A, B, D and `packed` are 4.4 points apart, and `ours` 22 above
-them. On all three `ours` is ahead of all; it saves no multiplications. How much of its lead is the choice of layers and
-how much the repair differs: on MobileNet-V2 at 12x the parts that A gets bring it to 76.1%, all parts to 76.2%;
-SqueezeNet at 16x has 38.8% without compensation (trials, before the last correction). Fine-tuning with labels of the
-same 1000 images changes these by -1.7 to +4.0 points; distillation on them takes 2 from case D of MobileNet-V2 at 12x.
+Where half of the weights are pruned, most of what is lost is lost by that, and labels would be needed to train it back:
+at 8x B, D and `packed` stay 3 to 4 points below the dense network on MobileNet-V1, 10 on SqueezeNet and 21 to 23 on
+MobileNet-V2, and A is above them all. As files get smaller A breaks down first: at 16x the order is A, B, D, `ours` on
+SqueezeNet, with wide gaps, and on MobileNet-V2, where A, B, D and `packed` are 4.4 points apart; on MobileNet-V1 B is
+2.9 points above D, whose mask ids take a quarter of its bits. D and `packed` execute half of the multiply-accumulates,
+all others all. `ours` is ahead of all at 12x and 16x, by 3 to 22 points; at 8x A and `ours` are as good as the dense
+network but for the error. How much of that lead is the choice of layers and how much the repair differs: on
+MobileNet-V2 at 12x the parts that A gets bring it to 76.1%, all parts to 76.2%; SqueezeNet at 16x has 38.8% without
+compensation (trials, before the last correction). Fine-tuning with labels of the same 1000 images changes these by -1.7
+to +4.0 points; distillation on them takes 2 from case D of MobileNet-V2 at 12x.
 
 Of MobileNet-V2 the rows at 12x and those of A at 16x are from before depthwise convolutions got a float32 backward pass
 in mixed precision (`mvq.nn.precision`): their gradients were rounded more, and their `seconds` in the file are those of
