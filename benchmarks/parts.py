@@ -46,8 +46,3 @@ def reassigned() -> Method:
     return _packed(
         "reassigned", "packed, equal RMS, weighed, assignments learned", equal=True, weighed=True, learned=True
     )
-
-
-def learned() -> Method:
-    """Assignments that follow training, alone."""
-    return _packed("learned", "packed, assignments learned", learned=True)
