@@ -81,7 +81,6 @@ def test_unknown_method() -> None:
         ("D", "masked", False),
         ("packed", "packed", False),
         ("ours", "packed", True),
-        ("benchmarks.parts:reassigned", "packed", True),
         ("benchmarks.parts:equalized", "packed", False),
     ],
 )
