@@ -319,6 +319,18 @@ def test_wrong_work(options, text):
         allocate(net(), Recipe(max_iters=3), ratio=14.0, candidates=OPTIONS["layer"], **options)
 
 
+@pytest.mark.parametrize(
+    "options", [{"ratio": 12.0, "max_macs": 1.5}, {"ratio": -1.0}, {"ratio": 12.0, "target_bits": 1}, {}]
+)
+def test_untrained_networks_are_not_measured_for_a_budget_that_is_none(options):
+    def images():
+        raise AssertionError("the images were read")
+        yield
+
+    with pytest.raises(ConfigError, match=r"^allocate_untrained: "):
+        allocate_untrained(net(), Recipe(), images(), **options)
+
+
 @pytest.mark.parametrize("scale", [1.0, 1e-3])
 def test_without_trust_in_the_information_layers_of_any_scale_count_alike(scale):
     torch.manual_seed(0)

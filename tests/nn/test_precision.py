@@ -11,6 +11,7 @@ from mvq.nn.precision import mixed
 
 SETTINGS = [
     pytest.param({"stride": 2, "padding": 1, "groups": 6}, id="depthwise"),
+    pytest.param({"stride": 1, "padding": 2, "dilation": 2, "groups": 6}, id="dilated"),
     pytest.param({"stride": (2, 3), "padding": (0, 1), "dilation": 2, "groups": 6}, id="unequal"),
     pytest.param({"stride": 2, "padding": 1, "groups": 6, "bias": False}, id="no-bias"),
     pytest.param({"stride": 2, "padding": 1, "groups": 6, "padding_mode": "circular"}, id="circular"),
@@ -49,8 +50,9 @@ def test_outputs_are_those_of_autocast_and_gradients_are_near_float32(options: d
         assert float((ours - exact).norm() / exact.norm()) < 0.01
 
 
-def test_strided_depthwise_convolutions_get_a_float32_backward_pass() -> None:
-    layer, x = layer_and_input({"stride": 2, "padding": 1, "groups": 6})
+@pytest.mark.parametrize(("stride", "dilation"), [(2, 1), (1, 2)])
+def test_strided_and_dilated_depthwise_convolutions_get_a_float32_backward_pass(stride: int, dilation: int) -> None:
+    layer, x = layer_and_input({"stride": stride, "padding": dilation, "dilation": dilation, "groups": 6})
     with mixed("bfloat16"):
         assert type(layer(x).grad_fn).__name__ == "_FullBackwardBackward"
         assert layer(x.detach()).requires_grad

@@ -199,14 +199,19 @@ def _check(candidates: Sequence[LayerRecipe] | None, pruned: float, max_rows: in
         raise ConfigError("\n".join(faults))
 
 
+def check_max_macs(max_macs: float | None, what: str) -> None:
+    """Raises: ConfigError: for a share of multiply-accumulates that is none."""
+    if max_macs is not None and not 0 < max_macs <= 1:
+        raise ConfigError(f"{what}: max_macs={max_macs} is not above 0 and at most 1")
+
+
 def _work(
     layers: list[Planned], macs: Mapping[str, int] | None, max_macs: float | None
 ) -> tuple[dict[str, int] | None, int]:
     """Dense multiply-accumulates of the layers and the most that may be executed."""
+    check_max_macs(max_macs, "allocate")
     if max_macs is None:
         return None, 0
-    if not 0 < max_macs <= 1:
-        raise ConfigError(f"allocate: max_macs={max_macs} is not above 0 and at most 1")
     missing = [name for name, _, _ in layers if name not in (macs or {})]
     if macs is None or missing:
         raise ConfigError(

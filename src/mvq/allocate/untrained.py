@@ -9,8 +9,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mvq.allocate.bits import plan_compressed
-from mvq.allocate.choose import allocate, default_candidates, dense_candidates, pruned_candidates
+from mvq.allocate.bits import budget, plan_compressed
+from mvq.allocate.choose import (
+    allocate,
+    check_max_macs,
+    default_candidates,
+    dense_candidates,
+    pruned_candidates,
+)
 from mvq.allocate.sensitivity import Score, fisher
 from mvq.errors import ConfigError
 from mvq.flops import count
@@ -67,10 +73,13 @@ def allocate_untrained(
     """
     if not 0 <= trust <= 1:
         raise ConfigError(f"allocate_untrained: trust={trust} is not in 0..1")
+    check_max_macs(max_macs, "allocate_untrained")
     start = replace(as_recipe(recipe), scope="layer", codewords="packed")
+    layers = plan_compressed(model, start)
+    budget(layers, target_bits, ratio, "allocate_untrained")
     images = list(islice(_singly(calibration), n_images))
     importance = fisher(model, images, n_batches=n_images, score=score, seed=start.seed)
-    for name, module, _ in plan_compressed(model, start):
+    for name, module, _ in layers:
         h, energy = importance[name], dense_weight(module).square().mean()
         importance[name] = h * (h.mean() * energy).clamp_min(_SMALLEST) ** (trust - 1)
     candidates, macs = [*default_candidates(start), *dense_candidates()], None
