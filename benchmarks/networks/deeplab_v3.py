@@ -18,8 +18,7 @@ from mvq.tasks import Preprocessing, load_weights_
 from mvq.tasks.networks.deeplab_v3 import DeepLabV3
 from mvq.tasks.sampling import EpochSampler
 
-# Pixels of a side: of an image, and of what training sees of it, which takes a quarter of the time.
-SIZE, CROP = 513, 257
+SIZE = 513
 IGNORE = 255
 BACKGROUND = 128
 NORM = Preprocessing(mean=(0.5,), std=(0.5,), resize=None, crop=None)
@@ -49,9 +48,9 @@ def data(
 
 
 def training(batch_size: int = 8, seed: int = 0) -> DataLoader[Any]:
-    """Crops of training images in random order, which the seed and the epoch decide; half mirrored, without masks."""
+    """Training images in random order, which the seed and the epoch decide; half mirrored, without masks."""
     images = PackedImages(data_file("coco/coco_train512.npz"))
-    samples = Mirrored(lambda i: _on_canvas(images[i]), len(images), seed=seed, crop=CROP)
+    samples = Mirrored(lambda i: _on_canvas(images[i]), len(images), seed=seed)
     order = EpochSampler(range(len(images)), shuffle=True, seed=seed)
     return DataLoader(samples, batch_size=batch_size, sampler=order, drop_last=True, collate_fn=channels_last)
 

@@ -104,24 +104,17 @@ class RandomParts(Images):
 
 
 class Mirrored(Images):
-    """Images without targets, half of them mirrored; each is made by a function of its index.
+    """Images without targets, half of them mirrored; each is made by a function of its index."""
 
-    Of square images `crop` pixels at a random place may be taken.
-    """
-
-    def __init__(self, make: Callable[[int], torch.Tensor], n: int, *, seed: int, crop: int | None = None) -> None:
+    def __init__(self, make: Callable[[int], torch.Tensor], n: int, *, seed: int) -> None:
         super().__init__(augment=True, seed=seed)
-        self.make, self.n, self.crop = make, n, crop
+        self.make, self.n = make, n
 
     def __len__(self) -> int:
         return self.n
 
     def sample(self, index: int, rng: np.random.Generator | None) -> tuple[torch.Tensor, int]:
         image = self.make(index)
-        if self.crop is not None:
-            room = image.shape[2] - self.crop + 1
-            top, left = rng.integers(room, size=2) if rng is not None else (room // 2, room // 2)
-            image = image[:, top : top + self.crop, left : left + self.crop]
         return (image.flip(2) if rng is not None and rng.random() < 0.5 else image), 0
 
 
