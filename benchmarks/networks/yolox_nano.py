@@ -24,8 +24,6 @@ from torchvision.ops import batched_nms
 
 from benchmarks.networks.adapter import Adapter, data_file
 from benchmarks.networks.images import Mirrored, PackedImages, Samples, array, channels_last
-from mvq import bench
-from mvq.bench import Method
 from mvq.errors import MissingDependencyError, ModelError
 from mvq.tasks.sampling import EpochSampler
 
@@ -347,41 +345,41 @@ def _decode(outputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return (outputs[..., :2] + torch.cat(cells)) * stride, outputs[..., 2:4].exp() * stride
 
 
-def match_detections(teacher: nn.Module) -> Callable[[nn.Module, Any], torch.Tensor]:
-    """Objective without labels: the detector's own losses (Ge et al., 2021), with the teacher's answers as targets.
+def detection_loss(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """The detector's own losses (Ge et al., 2021) of outputs, with those of another network as targets.
 
     The distance of the raw outputs would be that of 3549 boxes, nearly all of them around nothing. So classes and boxes
-    count as much as the teacher thinks that there is an object.
+    count as much as the other network thinks that there is an object.
     """
+    with torch.autocast(found.device.type, enabled=False):
+        found, wanted = found.float(), wanted.float()
+        objectness, classes = wanted[..., 4], wanted[..., 5:]
+        boxes = (found[..., :4] - wanted[..., :4]).abs().mean(2)
+        loss = binary_cross_entropy(found[..., 4], objectness, reduction="none")
+        loss = loss + objectness * binary_cross_entropy(found[..., 5:], classes, reduction="none").sum(2)
+        loss = loss + objectness * _BOX_WEIGHT * boxes
+        return loss.sum() / objectness.sum()
+
+
+def match_detections(teacher: nn.Module) -> Callable[[nn.Module, Any], torch.Tensor]:
+    """Objective without labels: `detection_loss` with the teacher's answers as targets."""
 
     def objective(model: nn.Module, batch: Any) -> torch.Tensor:
         with torch.no_grad():
-            wanted = teacher(batch[0]).float()
-        found = model(batch[0]).float()
-        with torch.autocast(found.device.type, enabled=False):
-            objectness, classes = wanted[..., 4], wanted[..., 5:]
-            boxes = (found[..., :4] - wanted[..., :4]).abs().mean(2)
-            loss = binary_cross_entropy(found[..., 4], objectness, reduction="none")
-            loss = loss + objectness * binary_cross_entropy(found[..., 5:], classes, reduction="none").sum(2)
-            loss = loss + objectness * _BOX_WEIGHT * boxes
-            return loss.sum() / objectness.sum()
+            wanted = teacher(batch[0])
+        return detection_loss(model(batch[0]), wanted)
 
     return objective
 
 
 def drawn_loss(outputs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """`match_detections` against objects, classes and directions drawn from the outputs themselves, summed."""
+    """`detection_loss` against objects, classes and directions drawn from the outputs themselves, summed."""
     objectness, classes = outputs[..., 4], outputs[..., 5:]
     drawn, kinds = (torch.bernoulli(p.detach(), generator=generator) for p in (objectness, classes))
     signs = torch.randint(0, 2, outputs[..., :4].shape, generator=generator) * 2.0 - 1
     loss = binary_cross_entropy(objectness, drawn, reduction="none")
     loss = loss + drawn * binary_cross_entropy(classes, kinds, reduction="none").sum(2)
     return (loss + drawn * _BOX_WEIGHT * (outputs[..., :4] * signs).mean(2)).sum()
-
-
-def allocated() -> Method:
-    """Chosen layer by layer, with what this detector's outputs mean."""
-    return bench.allocated(drawn_loss)
 
 
 ADAPTER = Adapter(
@@ -393,5 +391,6 @@ ADAPTER = Adapter(
     baseline={"box_ap": 30.80, "ap50": 45.97, "ap75": 32.82},
     training=training,
     score=drawn_loss,
+    loss=detection_loss,
     objective=match_detections,
 )

@@ -146,6 +146,23 @@ def test_pruned_weights_can_be_repaired_before_sparse_training(workdir: Path) ->
     assert errors[1] < 0.5 * errors[0]
 
 
+def test_what_outputs_mean_is_told_to_pruning_and_allocation(workdir: Path) -> None:
+    tinybench = importlib.import_module("tinybench")
+    for method, recover in (("D", {"prune_steps": 2, "batch_size": 24}), ("allocated", None)):
+        tinybench.SCORED.clear()
+        output = {**STUDY["output"], "rows": "scored/rows.csv", "work": "scored"}
+        changes = {"methods": [method], "reference": method, "seeds": [0], "sizes": STUDY["sizes"][:1]}
+        data = {"train": "tinybench:maps", "evaluate": {"val": "tinybench:maps"}}
+        meaning = {
+            "task": "segmentation",
+            "networks": {"net": {"model": "tinybench:map_net"}},
+            "score": "tinybench:score",
+        }
+        rows = run(_study(recover=recover, output=output, **changes, **data, **meaning))
+        assert [row["error"] for row in rows] == [""]
+        assert tinybench.SCORED, method
+
+
 def test_a_changed_study_measures_again_and_replaces(measured: list[dict[str, str]], workdir: Path) -> None:
     output = {**STUDY["output"], "rows": "changed/rows.csv"}
     study = _study(methods=["A"], seeds=[0], output=output, sizes=STUDY["sizes"][:1])

@@ -38,6 +38,8 @@ def test_setup_follows_what_rows_share(tables: dict[str, Any]) -> None:
     assert Study.from_dict({**tables, "finetune": {"lr": 2e-3}}).setup != base
     assert len({base, *(Study.from_dict({**tables, "recover": r}).setup for r in ({}, {"lr": 2e-3}))}) == 3
     assert Study.from_dict(json.loads(json.dumps(tables))).setup == base
+    other = {**tables, "task": "segmentation"}
+    assert Study.from_dict(other).setup != Study.from_dict({**other, "score": "tinybench:score"}).setup
 
 
 @pytest.mark.parametrize(
@@ -48,6 +50,10 @@ def test_setup_follows_what_rows_share(tables: dict[str, Any]) -> None:
         (
             {"task": "detection", "distillation": None},
             "study 'tiny': task detection is trained on the dense network's outputs; give a distillation table",
+        ),
+        (
+            {"score": "tinybench:score"},
+            "study 'tiny': score is for other tasks than classification; leave it out",
         ),
         (
             {"finetune": {"rate": 1}, "budget": {"n_steps": 1, "sparse_share": 0.9}},

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -122,6 +123,43 @@ def test_labels_are_not_read():
     a = recover(residual(), RECIPE, pairs, parts=("batchnorm",), config=CONFIG)
     b = recover(residual(), RECIPE, [images(48)], parts="batchnorm", config=CONFIG)
     assert all(torch.equal(x, y) for x, y in zip(state(a).values(), state(b).values(), strict=True))
+
+
+def test_distillation_takes_the_loss_of_the_outputs():
+    """One that has no slope trains nothing; the squared error brings the networks together."""
+    dense, x, seen = residual(), images(48), []
+
+    def flat(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        seen.append(wanted)
+        return 0 * found.sum()
+
+    def squared(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        return (found - wanted).square().mean()
+
+    plain = mvq.cluster_(mvq.prune_(residual(), RECIPE), RECIPE)
+    states = {}
+    for fn in (flat, squared):
+        model = mvq.cluster_(mvq.prune_(residual(), RECIPE), RECIPE)
+        config = dataclasses.replace(CONFIG, augment=False)
+        states[fn] = state(refine_(model, dense, [x], parts=("distill",), config=config, loss=fn))
+        if fn is squared:
+            assert loss(model, dense, x) < loss(plain, dense, x)
+    assert all(torch.equal(a, b) for a, b in zip(states[flat].values(), state(plain).values(), strict=True))
+    with torch.no_grad():
+        wanted = dense(x)
+    assert any(torch.allclose(seen[0][0], one, atol=1e-4) for one in wanted)
+
+
+def test_importance_follows_the_score():
+    def second_class(outputs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        return (outputs[:, 1] * torch.randn(len(outputs), generator=generator)).sum()
+
+    def error(**options: Any) -> torch.Tensor:
+        model = recover(residual(), RECIPE, [images(48)], parts=("importance",), config=CONFIG, **options)
+        with torch.no_grad():
+            return (model.fc.weight - residual().fc.weight).square().sum(1)
+
+    assert error(score=second_class)[1] < 0.5 * error()[1]
 
 
 def test_untraceable_networks_need_permute_left_out():

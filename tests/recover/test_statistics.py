@@ -195,6 +195,18 @@ def test_curvature_of_maps_is_that_of_squared_error():
     torch.testing.assert_close(own(found, 0.1), expected / expected.mean(), rtol=0.2, atol=1e-6)
 
 
+def test_a_score_says_which_outputs_count():
+    layer, tail, x = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 5, 1), images(8)
+
+    def first_alone(outputs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        y = outputs[:, 0]
+        return (y * torch.randn(y.shape, generator=generator)).sum()
+
+    found = output_curvature(nn.Sequential(layer, tail), {"a": layer}, [x], score=first_alone)["a"]
+    expected = tail.weight.detach()[0].flatten().square()
+    torch.testing.assert_close(own(found, 0.1), expected / expected.mean(), rtol=1e-4, atol=1e-5)
+
+
 def test_channels_that_no_image_says_anything_of_still_count():
     layer, x = nn.Conv2d(3, 4, 1), images(8)
     with torch.no_grad():

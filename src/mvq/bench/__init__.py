@@ -5,7 +5,7 @@ plots. `mvq bench accuracy` is these three.
 """
 
 from mvq.bench.builtin import digits_study
-from mvq.bench.methods import METHODS, Method, Point, allocated, own_masks
+from mvq.bench.methods import METHODS, Method, Point, own_masks
 from mvq.bench.report import write_report
 from mvq.bench.rows import Rows
 from mvq.bench.runner import run
@@ -17,7 +17,6 @@ __all__ = [
     "Point",
     "Rows",
     "Study",
-    "allocated",
     "digits_study",
     "own_masks",
     "run",

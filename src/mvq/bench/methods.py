@@ -30,12 +30,14 @@ class Point:
         target_bits: of the compressed layers, at most.
         calibration: batches of training images.
         seed: of the method's random choices.
+        score: as in `mvq.allocate.fisher`, of outputs that are not logits.
     """
 
     recipe: Recipe
     target_bits: int
     calibration: Iterable[Any] = ()
     seed: int = 0
+    score: Score | None = None
 
 
 def no_masks(model: nn.Module, point: Point) -> None:
@@ -94,24 +96,13 @@ def _conventional(name: str, label: str, masks: Callable[[nn.Module, Point], Rec
     return Method(name=name, label=label, source=_MVQ, compress=compress, masks=masks, clusters=True)
 
 
-def allocated(score: Score | None = None) -> Method:
+def _allocated(model: nn.Module, point: Point) -> nn.Module:
     """Pruned or not layer by layer, with subvectors to match; all steps fine-tune, and assignments are learned.
 
-    For budgets too small to train a pruned network; `score` as in `mvq.allocate.fisher`.
+    For budgets too small to train a pruned network.
     """
-
-    def compress(model: nn.Module, point: Point) -> nn.Module:
-        recipe = allocate_untrained(model, point.recipe, point.calibration, point.target_bits, score=score)
-        return cluster_(model, recipe, soft=True)
-
-    return Method(
-        name="allocated",
-        label="mvq, layers allocated (this library)",
-        source="this library",
-        compress=compress,
-        clusters=True,
-        settings="learned" if score is None else f"learned {score.__module__}.{score.__qualname__}",
-    )
+    recipe = allocate_untrained(model, point.recipe, point.calibration, point.target_bits, score=point.score)
+    return cluster_(model, recipe, soft=True)
 
 
 def _rival(
@@ -150,7 +141,14 @@ def _rival(
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        allocated(),
+        Method(
+            name="allocated",
+            label="mvq, layers allocated (this library)",
+            source="this library",
+            compress=_allocated,
+            clusters=True,
+            settings="learned",
+        ),
         _masked("ours", "mvq, layers pruned (this library)", "this library", codewords="packed", soft=True),
         _masked("D", "MVQ (masked)"),
         _masked("packed", "MVQ, packed codewords", codewords="packed"),

@@ -141,6 +141,8 @@ class Study:
             alone. Other tasks than classification need it: there the loss is the distance to those outputs.
         objective: `package.module:callable` of another such distance: called with the dense network, it gives
             `(model, batch) -> loss`. Not for classification.
+        score: `package.module:callable` that says what outputs mean which are not logits, as `mvq.allocate.fisher`
+            takes it. Not for classification.
         recover: fields of `RecoverConfig`: before the sparse training `recover_pruned_` prunes and repairs what that
             did, on the calibration images. None: weights are pruned by their size, and training does the rest.
         overrides: by method, `recipe`, `sparse` and `finetune` tables of changes.
@@ -167,6 +169,7 @@ class Study:
     finetune: Mapping[str, Any] = field(default_factory=dict)
     distillation: Mapping[str, float] | None = None
     objective: str | None = None
+    score: str | None = None
     recover: Mapping[str, Any] | None = None
     overrides: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     reference: str = "ours"
@@ -183,7 +186,7 @@ class Study:
         names = ("task", "train", "evaluate", "budget", "sparse", "finetune", "distillation")
         # Only where there are some: studies without them keep their rows.
         parts = [getattr(self, name) for name in names] + [
-            one for one in (self.objective, self.recover) if one is not None
+            one for one in (self.objective, self.score, self.recover) if one is not None
         ]
         parts = [dataclasses.asdict(p) if dataclasses.is_dataclass(p) else p for p in parts]  # pyright: ignore
         text = json.dumps([*parts, self.recipe.to_dict(), mvq.__version__], sort_keys=True)
@@ -292,8 +295,9 @@ def _option_faults(study: Study) -> list[str]:
     faults = [] if study.task in TASKS else [f"task={study.task!r} is not one of {', '.join(TASKS)}"]
     if study.task != "classification" and study.distillation is None:
         faults.append(f"task {study.task} is trained on the dense network's outputs; give a distillation table")
-    if study.objective is not None and study.task == "classification":
-        faults.append("objective is for other tasks than classification; leave it out")
+    for name in ("objective", "score"):
+        if getattr(study, name) is not None and study.task == "classification":
+            faults.append(f"{name} is for other tasks than classification; leave it out")
     tables = [("sparse", SPARSE_KEYS, study.sparse), ("finetune", FINETUNE_KEYS, study.finetune)]
     tables.append(("distillation", ("temperature", "weight"), study.distillation or {}))
     tables.append(("recover", tuple(f.name for f in dataclasses.fields(RecoverConfig)), study.recover or {}))

@@ -104,7 +104,7 @@ def sparse_key(study: Study, method: Method, recipe: Recipe, dense_digest: str, 
     ]
     n_steps = study.budget.steps(sparse=True)[0]
     fixed = [study.task, study.train, study.budget.batch_size, study.budget.autocast, study.distillation]
-    fixed += [one for one in (study.objective, study.recover) if one is not None]
+    fixed += [one for one in (study.objective, study.score, study.recover) if one is not None]
     options = study.options(method.name, "sparse")
     return digest("sparse", dense_digest, masks, treatments, n_steps, fixed, options, seed)
 
@@ -117,7 +117,7 @@ def sparse_network(
     Args:
         study: budget, data and options.
         method: for its options.
-        point: for its seed.
+        point: for its seed, and the score of the outputs.
         recipe: whose masks are used.
         model: dense; changed in place.
         path: of the file that keeps the result.
@@ -140,7 +140,7 @@ def sparse_network(
     n_steps = study.budget.steps(sparse=True)[0]
     if study.recover is not None:
         config = RecoverConfig(**{"seed": point.seed, **study.recover})
-        recover_pruned_(model, recipe, calibration(study), config=config)
+        recover_pruned_(model, recipe, calibration(study), config=config, score=point.score)
     elif n_steps == 0:
         prune_(model, recipe)
     if n_steps:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mvq.allocate.sensitivity import Score
 from mvq.errors import DataError, ModelError
 from mvq.nn import as_recipe, cluster_, prune_, unwrap
 from mvq.nn.layers import attach, form_of, plan
@@ -23,7 +24,7 @@ from mvq.recover.compensate import assign_compensated_, prune_compensated, set_w
 from mvq.recover.config import PARTS, RecoverConfig, check_parts
 from mvq.recover.importance import prune_by_importance_, weight_importance
 from mvq.recover.permute import permute_
-from mvq.recover.reconstruct import as_input, distill_, reconstruct_
+from mvq.recover.reconstruct import Loss, as_input, distill_, reconstruct_
 from mvq.recover.statistics import Moments, input_columns, input_energies, output_curvature
 
 _PROBE_IMAGES = 2
@@ -40,6 +41,8 @@ def recover(
     *,
     parts: Sequence[str] = PARTS,
     config: RecoverConfig | None = None,
+    score: Score | None = None,
+    loss: Loss | None = None,
     progress: bool = False,
 ) -> nn.Module:
     """Prune and cluster a network, and win back from unlabelled images what that loses.
@@ -62,6 +65,11 @@ def recover(
         calibration: batches of images, or of `(images, anything)`; labels are not looked at.
         parts: any of `PARTS`.
         config: how much work is done; defaults to `RecoverConfig()`.
+        score: `(outputs, generator)` to the summed negative log-likelihood of targets drawn from the outputs, as
+            `mvq.allocate.fisher` takes it, by which `importance` and `compensate` weigh output channels. By default
+            for scores `(n, classes)`; of all other outputs every value counts alike.
+        loss: `(outputs, outputs of the dense network)` to what `distill` makes small, for outputs whose distance is
+            not what counts, such as a detector's; by default `output_loss`.
         progress: show bars.
 
     Returns:
@@ -76,8 +84,9 @@ def recover(
     """
     recipe, chosen, config = as_recipe(recipe), check_parts(parts), config or RecoverConfig()
     images = [gather(calibration, config.images)] if chosen else []
-    dense = recover_pruned_(model, recipe, images, parts=chosen, config=config, progress=progress)
-    return recover_clustered_(model, recipe, images, dense=dense, parts=chosen, config=config, progress=progress)
+    options: Any = {"parts": chosen, "config": config, "score": score, "loss": loss, "progress": progress}
+    dense = recover_pruned_(model, recipe, images, **options)
+    return recover_clustered_(model, recipe, images, dense=dense, **options)
 
 
 def recover_pruned_(
@@ -87,6 +96,8 @@ def recover_pruned_(
     *,
     parts: Sequence[str] = PARTS,
     config: RecoverConfig | None = None,
+    score: Score | None = None,
+    loss: Loss | None = None,
     progress: bool = False,
 ) -> nn.Module:
     """The first half of `recover`: prune, and repair what that did.
@@ -97,6 +108,8 @@ def recover_pruned_(
         calibration: as in `recover`.
         parts: as in `recover`.
         config: as in `recover`; `prune_steps` and `prune_epochs` count.
+        score: as in `recover`.
+        loss: as in `recover`.
         progress: show bars.
 
     Returns:
@@ -119,11 +132,11 @@ def recover_pruned_(
         if "permute" in chosen:
             permute_(unwrap(model), recipe, rounds=config.permute_rounds, seed=config.seed)
         dense = copy.deepcopy(unwrap(model))
-        facts = _facts(dense, recipe, images, chosen, config)
+        facts = _facts(dense, recipe, images, chosen, config, score)
         if "compensate" not in chosen:
             _prune_(model, recipe, facts)
         if _repairs(chosen):
-            walk = _Walk(unwrap(model), dense, recipe, images, chosen, config, facts)
+            walk = _Walk(unwrap(model), dense, recipe, images, chosen, config, facts, loss)
             walk.run("pruning", config.prune_steps, config.prune_epochs, progress)
     return dense
 
@@ -136,6 +149,8 @@ def recover_clustered_(
     dense: nn.Module,
     parts: Sequence[str] = PARTS,
     config: RecoverConfig | None = None,
+    score: Score | None = None,
+    loss: Loss | None = None,
     progress: bool = False,
 ) -> nn.Module:
     """The second half of `recover`: cluster, and repair what that did.
@@ -147,6 +162,8 @@ def recover_clustered_(
         dense: the network before pruning, with channels in the same order, as `recover_pruned_` returns it.
         parts: as in `recover`; `permute` does nothing here.
         config: as in `recover`; `block_steps` and `distill_epochs` count.
+        score: as in `recover`.
+        loss: as in `recover`.
         progress: show bars.
 
     Returns:
@@ -162,8 +179,8 @@ def recover_clustered_(
         return cluster_(model, recipe, progress=progress)
     images = gather(calibration, config.images)
     with _evaluating(model), _evaluating(dense):
-        facts = _facts(unwrap(dense), recipe, images, chosen, config)
-        walk = _Walk(unwrap(model), unwrap(dense), recipe, images, chosen, config, facts)
+        facts = _facts(unwrap(dense), recipe, images, chosen, config, score)
+        walk = _Walk(unwrap(model), unwrap(dense), recipe, images, chosen, config, facts, loss)
         if _repairs(chosen):
             walk.teacher = copy.deepcopy(unwrap(model))
         cluster_(model, recipe, importance=facts.importance, progress=progress)
@@ -183,6 +200,7 @@ def refine_(
     *,
     parts: Sequence[str] = ("batchnorm", "reconstruct", "distill"),
     config: RecoverConfig | None = None,
+    loss: Loss | None = None,
     progress: bool = False,
 ) -> nn.Module:
     """The parts `batchnorm`, `reconstruct` and `distill` for a network that is compressed already, by whatever method.
@@ -193,6 +211,7 @@ def refine_(
         calibration: as in `recover`.
         parts: of these three.
         config: as in `recover`; `block_steps` and `distill_epochs` count.
+        loss: as in `recover`.
         progress: show bars.
 
     Returns:
@@ -206,7 +225,7 @@ def refine_(
     chosen, config = check_parts(parts), config or RecoverConfig()
     images = gather(calibration, config.images)
     with _evaluating(model), _evaluating(dense):
-        walk = _Walk(unwrap(model), unwrap(dense), None, images, chosen, config, _Facts({}, None))
+        walk = _Walk(unwrap(model), unwrap(dense), None, images, chosen, config, _Facts({}, None), loss)
         walk.run("refining", config.block_steps, config.distill_epochs, progress)
     return model
 
@@ -255,12 +274,19 @@ class _Facts:
     importance: dict[str, Tensor] | None
 
 
-def _facts(dense: nn.Module, recipe: Recipe, images: Tensor, parts: tuple[str, ...], config: RecoverConfig) -> _Facts:
+def _facts(
+    dense: nn.Module,
+    recipe: Recipe,
+    images: Tensor,
+    parts: tuple[str, ...],
+    config: RecoverConfig,
+    score: Score | None,
+) -> _Facts:
     if "importance" not in parts:
         return _Facts({}, None)
     modules = {name: module for name, module, layer in plan(dense, recipe) if layer.treatment == "compress"}
     batches = [x.float() for x in images[: config.fisher_images].split(config.batch_size)]
-    curvature = output_curvature(dense, modules, batches, seed=config.seed)
+    curvature = output_curvature(dense, modules, batches, score=score, seed=config.seed)
     energies = input_energies(dense, modules, batches, config.positions)
     return _Facts(curvature, {n: weight_importance(m, energies[n], curvature[n]) for n, m in modules.items()})
 
@@ -284,9 +310,11 @@ class _Walk:
         parts: tuple[str, ...],
         config: RecoverConfig,
         facts: _Facts,
+        loss: Loss | None,
     ) -> None:
         self.model, self.dense, self.teacher = model, dense, dense
-        self.recipe, self.images, self.parts, self.config, self.facts = recipe, images, parts, config, facts
+        self.recipe, self.images, self.parts, self.config = recipe, images, parts, config
+        self.facts, self.loss = facts, loss
         probe = images[:_PROBE_IMAGES].float()
         most = config.cache_bytes / _CACHES / len(images)
         self.blocks = cut(dense, probe, block_layers=config.block_layers, bytes_per_image=most)
@@ -307,7 +335,7 @@ class _Walk:
             if block is not self.blocks[-1]:
                 inputs, teacher_inputs = self._outputs(block, self.model, inputs), targets
         if "distill" in self.parts and epochs:
-            distill_(self.model, self.dense, self.images, epochs=epochs, config=self.config)
+            distill_(self.model, self.dense, self.images, epochs=epochs, config=self.config, loss=self.loss)
 
     def _outputs(self, block: Block, model: nn.Module, inputs: Tensor) -> Any:
         """Float16 outputs of a block; None where they are no tensor."""

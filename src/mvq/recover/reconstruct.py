@@ -70,7 +70,15 @@ def reconstruct_(
                 parameter.copy_(value)
 
 
-def distill_(model: nn.Module, dense: nn.Module, images: Tensor, *, epochs: int, config: RecoverConfig) -> None:
+def distill_(
+    model: nn.Module,
+    dense: nn.Module,
+    images: Tensor,
+    *,
+    epochs: int,
+    config: RecoverConfig,
+    loss: Loss | None = None,
+) -> None:
     """Train the whole network to give the dense network's outputs.
 
     Args:
@@ -79,6 +87,7 @@ def distill_(model: nn.Module, dense: nn.Module, images: Tensor, *, epochs: int,
         images: `(n, C, H, W)` float16.
         epochs: passes over the images.
         config: batch size, learning rate, augmentation and seed.
+        loss: of the outputs and the dense network's; by default `output_loss`.
 
     Raises:
         ModelError: if the loss is not finite.
@@ -98,7 +107,8 @@ def distill_(model: nn.Module, dense: nn.Module, images: Tensor, *, epochs: int,
                 yield x, target
 
     parameters = _parameters(block, model, shared=True)
-    _train(block, model, parameters, batches(), output_loss, epochs * n_batches, config.distill_lr, config.autocast)
+    steps = epochs * n_batches
+    _train(block, model, parameters, batches(), loss or output_loss, steps, config.distill_lr, config.autocast)
 
 
 def output_loss(output: Any, target: Any) -> Tensor:

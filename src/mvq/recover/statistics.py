@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mvq.allocate.sensitivity import Score
+
 #: Share of the curvature that all output channels have alike, at least: none is free to be wrong.
 _SHARED = 0.1
 
@@ -182,7 +184,12 @@ def input_energies(
 
 
 def output_curvature(
-    model: nn.Module, modules: dict[str, nn.Module], batches: Sequence[Tensor], *, seed: int = 0
+    model: nn.Module,
+    modules: dict[str, nn.Module],
+    batches: Sequence[Tensor],
+    *,
+    score: Score | None = None,
+    seed: int = 0,
 ) -> dict[str, Tensor]:
     """Mean squared gradient at each output channel: the diagonal of the Fisher information, without labels.
 
@@ -193,6 +200,7 @@ def output_curvature(
         model: in `eval` mode.
         modules: layers by name.
         batches: of images.
+        score: `(outputs, generator)` to the summed negative log-likelihood of drawn targets, instead.
         seed: of the drawn labels or projections.
 
     Returns:
@@ -213,7 +221,7 @@ def output_curvature(
 
     with watching(list(modules.values()), see):
         for batch in batches:
-            _label_free_loss(model(batch.clone().requires_grad_()), generator).backward()
+            (score or _label_free_loss)(model(batch.clone().requires_grad_()), generator).backward()
     model.zero_grad(set_to_none=True)
     return {name: _curvature(by_image[m], m.weight.shape[0]) for name, m in modules.items()}  # type: ignore[union-attr]
 
