@@ -99,7 +99,7 @@ Of MobileNet-V2 the rows at 12x and those of A at 16x are from before depthwise 
 in mixed precision (`mvq.nn.precision`): their gradients were rounded more, and their `seconds` in the file are those of
 training steps 1.6 times as long.
 
-On DeepLab-V3 at 8x A (51.3%) and `ours` (52.2%) are as good as the dense network (51.6%) and D is not (33.7%, trained
+On DeepLab-V3 at 8x A (51.3%) and `ours` (52.1%) are as good as the dense network (51.6%) and D is not (33.7%, trained
 36.2%): 40 images and ten steps a block are few for half of the weights.
 
 YOLOX-Nano at 8x keeps 29.3 AP of 30.8 by `ours`, A has 25.0. Ten passes of training on the same 160 images take 2.0

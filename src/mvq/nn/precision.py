@@ -75,7 +75,7 @@ class _FullBackward(torch.autograd.Function):
         groups: int,
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.geometry = (stride, _pair(padding), dilation, groups)
+        ctx.geometry = (stride, padding, dilation, groups)
         ctx.n_bias = None if bias is None else list(bias.shape)
         return functional.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
