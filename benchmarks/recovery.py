@@ -55,7 +55,7 @@ from mvq.nn import bake_
 from mvq.recipe import Recipe
 from mvq.recover import PARTS, RecoverConfig, recover_clustered_, recover_pruned_, refine_
 from mvq.tasks.running import running
-from mvq.train import Distillation, finetune
+from mvq.train import Distillation, Matching, finetune
 
 RESULTS = Path(__file__).parent / "results" / "recovery.csv"
 MODELS = Path("build") / "recovery"
@@ -218,7 +218,7 @@ class Job:
     def key(self, trained: bool = False) -> tuple[str, ...]:
         """Rows with equal keys replace one another."""
         limit = "" if self.limit is None else str(self.limit)
-        training = LABELS if self.adapter.objective is None else TRAINING
+        training = LABELS if self.adapter.loss is None else TRAINING
         parts = "+".join([*self.parts, *[training] * trained]) or "none"
         return (self.adapter.name, self.name, self.case, parts, limit)
 
@@ -418,7 +418,7 @@ def train(model: nn.Module, job: Job) -> None:
     """Fine-tune codebooks and what is not compressed, with labels and the dense network's scores, or these alone."""
     assert job.adapter.training is not None
     data = job.adapter.training(batch_size=job.config.batch_size, seed=job.config.seed)
-    objective = job.adapter.objective or partial(Distillation, temperature=1.0, weight=0.5)
+    dense, loss = job.adapter.build(), job.adapter.loss
     finetune(
         model,
         data,
@@ -426,7 +426,7 @@ def train(model: nn.Module, job: Job) -> None:
         lr=TRAINING_LR,
         bn_eval=True,
         autocast=job.config.autocast,
-        objective=objective(job.adapter.build()),
+        objective=Distillation(dense, temperature=1.0, weight=0.5) if loss is None else Matching(dense, loss),
     )
 
 

@@ -49,8 +49,8 @@ class Adapter:
         training: gives a loader of training images in random order, changed at random; takes `batch_size` and `seed` by
             name. None where there is none.
         score: of outputs, as `mvq.allocate.fisher` takes it; None where they are logits.
-        loss: of outputs and the dense network's, as `mvq.recover` takes it; None for its own.
-        objective: from the dense network to what training without labels minimises; None where there are labels.
+        loss: of outputs and the dense network's, as `mvq.recover` takes it, and what training minimises; None where
+            they are logits and there are labels.
     """
 
     name: str
@@ -64,7 +64,6 @@ class Adapter:
     training: Callable[..., Iterable[tuple[Any, Any]]] | None = None
     score: Callable[[Any, torch.Generator], torch.Tensor] | None = None
     loss: Callable[[Any, Any], torch.Tensor] | None = None
-    objective: Callable[[nn.Module], Callable[[nn.Module, Any], torch.Tensor]] | None = None
 
     @property
     def example_input(self) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.networks.adapter import Adapter, data_file
 from benchmarks.networks.images import Mirrored, PackedImages, Samples, array, channels_last
-from mvq.bench.training import match_outputs
+from mvq.outputs import divergence, drawn_cross_entropy
 from mvq.tasks import Preprocessing, load_weights_
 from mvq.tasks.networks.deeplab_v3 import DeepLabV3
 from mvq.tasks.sampling import EpochSampler
@@ -71,5 +70,6 @@ ADAPTER = Adapter(
     baseline={"miou": 51.63, "pixel_accuracy": 88.55},
     options={"ignore_index": IGNORE},
     training=training,
-    objective=partial(match_outputs, task="segmentation"),
+    score=drawn_cross_entropy,
+    loss=divergence,
 )

@@ -9,7 +9,7 @@ into one subvector.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -361,17 +361,6 @@ def detection_loss(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         return loss.sum() / objectness.sum()
 
 
-def match_detections(teacher: nn.Module) -> Callable[[nn.Module, Any], torch.Tensor]:
-    """Objective without labels: `detection_loss` with the teacher's answers as targets."""
-
-    def objective(model: nn.Module, batch: Any) -> torch.Tensor:
-        with torch.no_grad():
-            wanted = teacher(batch[0])
-        return detection_loss(model(batch[0]), wanted)
-
-    return objective
-
-
 def drawn_loss(outputs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """`detection_loss` against objects, classes and directions drawn from the outputs themselves, summed."""
     objectness, classes = outputs[..., 4], outputs[..., 5:]
@@ -392,5 +381,4 @@ ADAPTER = Adapter(
     training=training,
     score=drawn_loss,
     loss=detection_loss,
-    objective=match_detections,
 )

@@ -221,7 +221,7 @@ def test_fisher_leaves_the_model_alone():
 def test_fisher_tells_what_is_wrong():
     with pytest.raises(DataError, match="the loader yields no input"):
         fisher(nn.Sequential(nn.Linear(3, 4)), [])
-    with pytest.raises(ModelError, match="the model gives a Tensor, not logits"):
+    with pytest.raises(ModelError, match=r"the model gives shape \(8,\), not logits"):
         fisher(nn.Sequential(nn.Linear(3, 4), nn.Flatten(0)), [torch.randn(2, 3)])
     with pytest.raises(ModelError, match="layer '0' is compressed"):
         fisher(cluster_(net(), Recipe(n_codewords=16)), [torch.randn(2, 3, 9, 9)])

@@ -146,10 +146,11 @@ def test_pruned_weights_can_be_repaired_before_sparse_training(workdir: Path) ->
     assert errors[1] < 0.5 * errors[0]
 
 
-def test_what_outputs_mean_is_told_to_pruning_and_allocation(workdir: Path) -> None:
+def test_what_outputs_mean_is_told_to_pruning_allocation_and_training(workdir: Path) -> None:
     tinybench = importlib.import_module("tinybench")
     for method, recover in (("D", {"prune_steps": 2, "batch_size": 24}), ("allocated", None)):
         tinybench.SCORED.clear()
+        tinybench.MATCHED.clear()
         output = {**STUDY["output"], "rows": "scored/rows.csv", "work": "scored"}
         changes = {"methods": [method], "reference": method, "seeds": [0], "sizes": STUDY["sizes"][:1]}
         data = {"train": "tinybench:maps", "evaluate": {"val": "tinybench:maps"}}
@@ -157,10 +158,12 @@ def test_what_outputs_mean_is_told_to_pruning_and_allocation(workdir: Path) -> N
             "task": "segmentation",
             "networks": {"net": {"model": "tinybench:map_net"}},
             "score": "tinybench:score",
+            "loss": "tinybench:loss",
         }
         rows = run(_study(recover=recover, output=output, **changes, **data, **meaning))
         assert [row["error"] for row in rows] == [""]
         assert tinybench.SCORED, method
+        assert len(tinybench.MATCHED) == STUDY["budget"]["n_steps"], method
 
 
 def test_a_changed_study_measures_again_and_replaces(measured: list[dict[str, str]], workdir: Path) -> None:

@@ -24,7 +24,7 @@ def net():
 
 
 TRAIN_SEEDS = set()
-SCORED = []
+SCORED, MATCHED = [], []
 
 
 def data(split="val", batch_size=64, seed=0):
@@ -88,6 +88,11 @@ def one_bit():
 def score(outputs, generator):
     SCORED.append(len(outputs))
     return (outputs * torch.randn(outputs.shape, generator=generator)).sum()
+
+
+def loss(outputs, wanted):
+    MATCHED.append(len(outputs))
+    return (outputs - wanted).square().mean()
 
 
 def _fail(model, point):

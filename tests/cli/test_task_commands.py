@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tasks"))
 import layouts
 
 import mvq as package
+from mvq import outputs
 from mvq.nn.parametrizations import NMMask
 
 SOURCE = """
@@ -109,6 +111,24 @@ def test_segmentation(mvq, models: Path) -> None:
     facts = json.loads(mvq("inspect", "net.mvq", "--json").stdout)["provenance"]
     assert facts["preprocessing"]["std"] == [0.5, 0.5, 0.5]
     assert (facts["preprocessing"]["crop"], facts["preprocessing"]["resize"]) == (32, None)
+
+
+def test_segmentation_recovers_the_classes_of_pixels(mvq, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    for name, real in {name: getattr(outputs, name) for name in ("drawn_cross_entropy", "divergence")}.items():
+
+        def noted(*args: Any, name: str = name, real: Any = real) -> torch.Tensor:
+            asked.append(name)
+            return real(*args)
+
+        monkeypatch.setattr(outputs, name, noted)
+    layouts.voc(models / "voc", "train")
+    layouts.voc(models / "voc", "val")
+    command = ["tinymodels:segmenter", *FEW, "-r", "mvq-deeplab", "--image-size", 32, "--task", "segmentation"]
+    done = mvq("compress", *command, "-d", models / "voc", "--recover", "-o", "net.mvq", "--json")
+    assert done.exit_code == 0, done.output
+    assert list(json.loads(done.stdout)["accuracy"]) == ["dense", "compressed"]
+    assert set(asked) == {"drawn_cross_entropy", "divergence"}
 
 
 @pytest.mark.parametrize("name", ["pruned.safetensors", "pruned.pt"])
@@ -244,15 +264,15 @@ def test_recover_takes_the_place_of_pruning_and_clustering(mvq, workdir: Path, m
 
     seen = {}
 
-    def recover(model, recipe, calibration, *, parts=(), progress=False):
-        seen.update(recipe=recipe, batches=len(list(calibration)))
+    def recover(model, recipe, calibration, *, score, loss, progress):
+        seen.update(recipe=recipe, meaning=(score, loss), batches=len(list(calibration)))
         package.prune_(model, recipe)
         return package.cluster_(model, recipe)
 
     monkeypatch.setitem(sys.modules, "mvq.recover", types.SimpleNamespace(recover=recover))
     done = mvq("compress", "tinycli:net", "-d", "tinycli:data", "-b", 16, "--recover", "-o", "a.mvq", "--seed", 3)
     assert done.exit_code == 0, done.output
-    assert (seen["recipe"].seed, seen["batches"]) == (3, 3)
+    assert (seen["recipe"].seed, seen["batches"], seen["meaning"]) == (3, 3, (None, None))
     command = ["compress", "tinycli:net", "-d", "tinycli:data", "-b", 16, "--recover", "--ratio", 5, "-o", "b.mvq"]
     done = mvq(*command, "--json")
     assert done.exit_code == 0, done.output

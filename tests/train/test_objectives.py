@@ -1,11 +1,11 @@
-"""Distillation."""
+"""Towards another network's outputs."""
 
 import pytest
 import torch
 from torch import nn
 
 from mvq.errors import ConfigError
-from mvq.train import Distillation, finetune
+from mvq.train import Distillation, Matching, finetune
 
 
 class Teacher(nn.Module):
@@ -42,6 +42,20 @@ def test_a_student_learns_from_the_teacher_without_labels() -> None:
     student = nn.Linear(6, 3)
     history = finetune(student, [x for x, _ in data()], epochs=8, lr=0.05, objective=Distillation(teacher, weight=1.0))
     assert history[-1].loss < 0.5 * history[0].loss
+    assert all(p.grad is None for p in teacher.parameters())
+
+
+def test_matching_is_a_loss_of_both_outputs() -> None:
+    teacher, student = Teacher(), Teacher().eval()
+    with torch.no_grad():
+        student.body[2].weight.add_(0.5)
+    (x, y), *_ = data(1)
+    loss_fn = nn.functional.l1_loss
+    found = [Matching(teacher, loss_fn)(student, batch) for batch in (x, (x, y), [x, [{}]])]
+    assert teacher.training
+    want = loss_fn(student(x), teacher.eval()(x))
+    assert all(torch.equal(loss, want) for loss in found)
+    found[0].backward()
     assert all(p.grad is None for p in teacher.parameters())
 
 

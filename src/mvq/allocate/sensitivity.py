@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mvq.errors import DataError, ModelError
 from mvq.nn.layers import eligible_layers, form_of
 from mvq.nn.parametrizations import NMMask
-
-Score = Callable[[Any, torch.Generator], Tensor]
+from mvq.outputs import Score, drawn_cross_entropy
 
 
 def fisher(
@@ -91,23 +89,6 @@ def layer_fisher(model: nn.Module, loader: Iterable[Any], **options: Any) -> dic
         kept = module.weight.detach() != 0  # type: ignore[union-attr,operator]
         found[name].fill_(float(found[name][kept].mean()) if bool(kept.any()) else 1.0)
     return found
-
-
-def drawn_cross_entropy(outputs: Any, generator: torch.Generator) -> Tensor:
-    """Summed cross entropy of classes drawn from the logits themselves.
-
-    Raises:
-        ModelError: if the outputs are not logits.
-    """
-    logits = outputs.get("out") if isinstance(outputs, dict) else outputs
-    if not isinstance(logits, Tensor) or logits.ndim < 2:
-        raise ModelError(
-            f"fisher: the model gives a {type(outputs).__name__}, not logits (n, n_classes, ...); give a score"
-        )
-    flat = logits.movedim(1, -1).flatten(0, -2).float()
-    # Drawn on the CPU, so that the device makes no difference
-    drawn = torch.multinomial(flat.detach().softmax(1).cpu(), 1, generator=generator)[:, 0]
-    return F.cross_entropy(flat, drawn.to(flat.device), reduction="sum")
 
 
 def _parameter(name: str, module: nn.Module) -> Tensor:

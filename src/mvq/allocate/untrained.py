@@ -17,10 +17,11 @@ from mvq.allocate.choose import (
     dense_candidates,
     pruned_candidates,
 )
-from mvq.allocate.sensitivity import Score, fisher
+from mvq.allocate.sensitivity import fisher
 from mvq.errors import ConfigError
 from mvq.flops import count
 from mvq.nn.layers import as_recipe, dense_weight
+from mvq.outputs import Score
 from mvq.recipe import Recipe
 
 #: Best of 0, 1/4, 1/2 and 1 for SqueezeNet at 16x, and recovered: `docs/decisions.md`.

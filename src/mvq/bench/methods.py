@@ -10,10 +10,10 @@ from typing import Any
 from torch import nn
 
 from mvq.allocate import allocate_untrained, fit_codewords
-from mvq.allocate.sensitivity import Score
 from mvq.baselines import cluster_conventional
 from mvq.errors import ConfigError
 from mvq.nn import cluster_
+from mvq.outputs import Score
 from mvq.patterns import Pattern
 from mvq.recipe import Recipe
 from mvq.tasks.imports import import_callable, is_import_spec

@@ -33,15 +33,15 @@ from mvq.bench.training import (
     finetune_phase,
     frozen_copy,
     loader,
+    meaning,
     quiet_random,
     sparse_key,
     sparse_network,
     state_digest,
 )
-from mvq.errors import ConfigError, MvqError
+from mvq.errors import MvqError
 from mvq.progress import track
 from mvq.recipe import Recipe
-from mvq.tasks.imports import import_callable
 
 Correct = dict[str, NDArray[np.bool_]]
 
@@ -94,7 +94,7 @@ class Job:
     def point(self, model: nn.Module) -> Point:
         """What the method is asked for, without calibration data."""
         target_bits = int(32 * achieved_bits(model, self.recipe).n_weights / self.size.ratio)
-        score = None if self.study.score is None else import_callable(self.study.score, ConfigError)
+        score, _ = meaning(self.study)
         return Point(recipe=self.recipe, target_bits=target_bits, seed=self.seed, score=score)
 
     def facts(self) -> dict[str, Any]:

@@ -139,8 +139,8 @@ class Study:
         finetune: options of fine-tuning.
         distillation: `temperature` and `weight` of the dense network's outputs in the loss; None for labels
             alone. Other tasks than classification need it: there the loss is the distance to those outputs.
-        objective: `package.module:callable` of another such distance: called with the dense network, it gives
-            `(model, batch) -> loss`. Not for classification.
+        loss: `package.module:callable` of another such distance, `(outputs, dense network's outputs)` to a scalar. Not
+            for classification.
         score: `package.module:callable` that says what outputs mean which are not logits, as `mvq.allocate.fisher`
             takes it. Not for classification.
         recover: fields of `RecoverConfig`: before the sparse training `recover_pruned_` prunes and repairs what that
@@ -168,7 +168,7 @@ class Study:
     sparse: Mapping[str, Any] = field(default_factory=dict)
     finetune: Mapping[str, Any] = field(default_factory=dict)
     distillation: Mapping[str, float] | None = None
-    objective: str | None = None
+    loss: str | None = None
     score: str | None = None
     recover: Mapping[str, Any] | None = None
     overrides: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
@@ -186,7 +186,7 @@ class Study:
         names = ("task", "train", "evaluate", "budget", "sparse", "finetune", "distillation")
         # Only where there are some: studies without them keep their rows.
         parts = [getattr(self, name) for name in names] + [
-            one for one in (self.objective, self.score, self.recover) if one is not None
+            one for one in (self.loss, self.score, self.recover) if one is not None
         ]
         parts = [dataclasses.asdict(p) if dataclasses.is_dataclass(p) else p for p in parts]  # pyright: ignore
         text = json.dumps([*parts, self.recipe.to_dict(), mvq.__version__], sort_keys=True)
@@ -295,7 +295,7 @@ def _option_faults(study: Study) -> list[str]:
     faults = [] if study.task in TASKS else [f"task={study.task!r} is not one of {', '.join(TASKS)}"]
     if study.task != "classification" and study.distillation is None:
         faults.append(f"task {study.task} is trained on the dense network's outputs; give a distillation table")
-    for name in ("objective", "score"):
+    for name in ("loss", "score"):
         if getattr(study, name) is not None and study.task == "classification":
             faults.append(f"{name} is for other tasks than classification; leave it out")
     tables = [("sparse", SPARSE_KEYS, study.sparse), ("finetune", FINETUNE_KEYS, study.finetune)]

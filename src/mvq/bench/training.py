@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mvq.baselines.forms import rival_forms
 from mvq.bench.methods import Method, Point
@@ -21,6 +21,7 @@ from mvq.bench.study import Network, Study
 from mvq.bench.teacher import Remembered
 from mvq.errors import ConfigError, DataError, ModelError
 from mvq.nn import bake_, is_soft, prune_
+from mvq.outputs import Loss, Score, output_loss, score_and_loss
 from mvq.recipe import Recipe
 from mvq.tasks import load_data
 from mvq.tasks.imports import import_callable, is_import_spec
@@ -68,6 +69,15 @@ def calibration(study: Study) -> list[Any]:
     return batches
 
 
+def meaning(study: Study) -> tuple[Score | None, Loss | None]:
+    """What outputs mean, as `mvq.recover` takes it: what the study names, else what its task says."""
+    score, loss = score_and_loss(study.task)
+    return (
+        score if study.score is None else import_callable(study.score, ConfigError),
+        loss if study.loss is None else import_callable(study.loss, ConfigError),
+    )
+
+
 def digest(*parts: Any) -> str:
     """Hash of plain values, the same in every process."""
     text = json.dumps(parts, sort_keys=True, default=str)
@@ -104,7 +114,7 @@ def sparse_key(study: Study, method: Method, recipe: Recipe, dense_digest: str, 
     ]
     n_steps = study.budget.steps(sparse=True)[0]
     fixed = [study.task, study.train, study.budget.batch_size, study.budget.autocast, study.distillation]
-    fixed += [one for one in (study.objective, study.score, study.recover) if one is not None]
+    fixed += [one for one in (study.loss, study.score, study.recover) if one is not None]
     options = study.options(method.name, "sparse")
     return digest("sparse", dense_digest, masks, treatments, n_steps, fixed, options, seed)
 
@@ -117,7 +127,7 @@ def sparse_network(
     Args:
         study: budget, data and options.
         method: for its options.
-        point: for its seed, and the score of the outputs.
+        point: for its seed.
         recipe: whose masks are used.
         model: dense; changed in place.
         path: of the file that keeps the result.
@@ -139,8 +149,8 @@ def sparse_network(
     start = time.perf_counter()
     n_steps = study.budget.steps(sparse=True)[0]
     if study.recover is not None:
-        config = RecoverConfig(**{"seed": point.seed, **study.recover})
-        recover_pruned_(model, recipe, calibration(study), config=config, score=point.score)
+        config, (score, loss) = RecoverConfig(**{"seed": point.seed, **study.recover}), meaning(study)
+        recover_pruned_(model, recipe, calibration(study), config=config, score=score, loss=loss)
     elif n_steps == 0:
         prune_(model, recipe)
     if n_steps:
@@ -185,31 +195,10 @@ def finetune_phase(study: Study, method: Method, point: Point, model: nn.Module,
     return n_steps
 
 
-def match_outputs(teacher: nn.Module, task: str) -> Callable[[nn.Module, Any], Tensor]:
-    """Objective without labels for any task: distance to the teacher's outputs, summed over tensors.
-
-    For segmentation it is the divergence of the classes of a pixel, else the mean squared difference.
-    """
-
-    def divergence(found: Tensor, wanted: Tensor) -> Tensor:
-        a, b = (tensor.float().log_softmax(1) for tensor in (found, wanted))
-        return nn.functional.kl_div(a, b, reduction="none", log_target=True).sum(1).mean()
-
-    distance = divergence if task == "segmentation" else nn.functional.mse_loss
-
-    def objective(model: nn.Module, batch: Any) -> Tensor:
-        with torch.no_grad():
-            wanted = _tensors(teacher(batch[0]))
-        found = _tensors(model(batch[0]))
-        return torch.stack([distance(a, b) for a, b in zip(found, wanted, strict=True)]).sum()
-
-    return objective
-
-
 def _options(
     study: Study, method: Method, phase: str, teacher: nn.Module, data: Iterable[Any], n_steps: int, data_seed: int
 ) -> dict[str, Any]:
-    from mvq.train import Distillation
+    from mvq.train import Distillation, Matching
 
     try:
         length = len(data)  # pyright: ignore[reportArgumentType]
@@ -218,10 +207,7 @@ def _options(
     options = study.options(method.name, phase)
     options |= {"max_steps": n_steps, "epochs": -(-n_steps // length), "autocast": study.budget.autocast}
     if study.task != "classification":
-        if study.objective is None:
-            options["objective"] = match_outputs(teacher, study.task)
-        else:
-            options["objective"] = import_callable(study.objective, ConfigError)(teacher)
+        options["objective"] = Matching(teacher, meaning(study)[1] or output_loss)
     elif study.distillation is not None:
         asked = digest(study.train, study.budget.batch_size, study.budget.autocast, data_seed)
         answers = Path(study.output.work) / f"teacher-{state_digest(teacher)}-{asked}.safetensors"
@@ -238,13 +224,6 @@ def _keep_answers(options: Mapping[str, Any]) -> None:
 def frozen_copy(model: nn.Module) -> nn.Module:
     """A copy for reference only."""
     return copy.deepcopy(model).eval().requires_grad_(False)
-
-
-def _tensors(outputs: Any) -> list[Tensor]:
-    if isinstance(outputs, Tensor):
-        return [outputs]
-    parts = outputs.values() if isinstance(outputs, Mapping) else outputs
-    return [tensor for part in parts for tensor in _tensors(part)]
 
 
 def _call(maker: Callable[..., Any], options: Mapping[str, Any]) -> Any:

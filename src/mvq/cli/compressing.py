@@ -115,9 +115,11 @@ def _compress(
 
         recipe = allocate_untrained(model, recipe, images, ratio=stages.ratio, max_macs=stages.max_macs, progress=True)
     if stages.recover:
+        from mvq.outputs import score_and_loss
         from mvq.recover import recover
 
-        model = recover(model, recipe, images, progress=True)
+        score, loss = score_and_loss(task)
+        model = recover(model, recipe, images, score=score, loss=loss, progress=True)
     else:
         if stages.sparse_epochs:
             sparse = arguments(training, "sparse", task=task, epochs=stages.sparse_epochs)

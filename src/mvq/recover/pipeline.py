@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mvq.allocate.sensitivity import Score
 from mvq.errors import DataError, ModelError
 from mvq.nn import as_recipe, cluster_, prune_, unwrap
 from mvq.nn.layers import attach, form_of, plan
 from mvq.nn.parametrizations import NMMask, VQWeight
 from mvq.nn.precision import mixed
+from mvq.outputs import Loss, Score
 from mvq.progress import track
 from mvq.recipe import Recipe
 from mvq.recover.batchnorm import match_statistics_
@@ -24,7 +24,7 @@ from mvq.recover.compensate import assign_compensated_, prune_compensated, set_w
 from mvq.recover.config import PARTS, RecoverConfig, check_parts
 from mvq.recover.importance import prune_by_importance_, weight_importance
 from mvq.recover.permute import permute_
-from mvq.recover.reconstruct import Loss, as_input, distill_, reconstruct_
+from mvq.recover.reconstruct import as_input, distill_, reconstruct_
 from mvq.recover.statistics import Moments, input_columns, input_energies, output_curvature
 
 _PROBE_IMAGES = 2
@@ -69,7 +69,8 @@ def recover(
             `mvq.allocate.fisher` takes it, by which `importance` and `compensate` weigh output channels. By default
             for scores `(n, classes)`; of all other outputs every value counts alike.
         loss: `(outputs, outputs of the dense network)` to what `distill` makes small, for outputs whose distance is
-            not what counts, such as a detector's; by default `output_loss`.
+            not what counts, such as a detector's; by default `mvq.outputs.output_loss`. Classes at every pixel have
+            `score_and_loss("segmentation")` there.
         progress: show bars.
 
     Returns:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,13 +18,11 @@ from torch.nn import functional
 from mvq.errors import ModelError
 from mvq.nn.parametrizations import LearnedCodebook, VQWeight
 from mvq.nn.precision import mixed
+from mvq.outputs import Loss, output_loss
 from mvq.recover.blocks import Block, modules_of
 from mvq.recover.config import RecoverConfig
-from mvq.recover.statistics import tensors_of
 
-Loss = Callable[[Any, Any], Tensor]
 _SMALLEST_RMS = 1e-2
-_TEMPERATURE = 2.0
 #: Inputs by which it is judged whether a block is better than before.
 _JUDGED = 256
 
@@ -87,7 +85,7 @@ def distill_(
         images: `(n, C, H, W)` float16.
         epochs: passes over the images.
         config: batch size, learning rate, augmentation and seed.
-        loss: of the outputs and the dense network's; by default `output_loss`.
+        loss: of the outputs and the dense network's; by default `mvq.outputs.output_loss`.
 
     Raises:
         ModelError: if the loss is not finite.
@@ -109,16 +107,6 @@ def distill_(
     parameters = _parameters(block, model, shared=True)
     steps = epochs * n_batches
     _train(block, model, parameters, batches(), loss or output_loss, steps, config.distill_lr, config.autocast)
-
-
-def output_loss(output: Any, target: Any) -> Tensor:
-    """Distance of two networks' outputs: Kullback-Leibler of scores `(n, classes)`, else relative squared error."""
-    pairs = list(zip(tensors_of(output), tensors_of(target), strict=True))
-    if len(pairs) == 1 and pairs[0][0].ndim == 2:
-        ours, theirs = ((t.float() / _TEMPERATURE).log_softmax(1) for t in pairs[0])
-        return functional.kl_div(ours, theirs, reduction="batchmean", log_target=True) * _TEMPERATURE**2
-    errors = [(a.float() - b.float()).square().mean() / b.float().var().clamp_min(1e-12) for a, b in pairs]
-    return torch.stack(errors).mean()
 
 
 def _train(

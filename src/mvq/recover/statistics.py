@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mvq.allocate.sensitivity import Score
+from mvq.outputs import Score, output_score
 
 #: Share of the curvature that all output channels have alike, at least: none is free to be wrong.
 _SHARED = 0.1
@@ -221,7 +221,7 @@ def output_curvature(
 
     with watching(list(modules.values()), see):
         for batch in batches:
-            (score or _label_free_loss)(model(batch.clone().requires_grad_()), generator).backward()
+            (score or output_score)(model(batch.clone().requires_grad_()), generator).backward()
     model.zero_grad(set_to_none=True)
     return {name: _curvature(by_image[m], m.weight.shape[0]) for name, m in modules.items()}  # type: ignore[union-attr]
 
@@ -236,26 +236,3 @@ def _curvature(by_image: list[Tensor], n_channels: int) -> Tensor:
     noise, all_ = squares.var(0).mean() / len(squares), mean.var(correction=0)
     share = float((noise / all_).clamp(_SHARED, 1)) if all_ > 0 else 1.0
     return share + (1 - share) * mean / mean.mean()
-
-
-def _label_free_loss(output: Any, generator: torch.Generator) -> Tensor:
-    tensors = list(tensors_of(output))
-    if len(tensors) == 1 and tensors[0].ndim == 2:
-        chances = tensors[0].detach().float().softmax(1).cpu()
-        labels = torch.multinomial(chances, 1, generator=generator)[:, 0].to(tensors[0].device)
-        return functional.cross_entropy(tensors[0], labels, reduction="sum")
-    terms = [(t.float() * torch.randn(t.shape, generator=generator).to(t.device)).sum() for t in tensors]
-    return torch.stack(terms).sum()
-
-
-def tensors_of(output: Any) -> Iterator[Tensor]:
-    """The floating-point tensors of a network's output, whatever it is nested in."""
-    if isinstance(output, Tensor):
-        if output.is_floating_point():
-            yield output
-    elif isinstance(output, dict):
-        for value in output.values():
-            yield from tensors_of(value)
-    elif isinstance(output, (tuple, list)):
-        for value in output:
-            yield from tensors_of(value)

@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mvq.errors import DataError
-from mvq.train.objectives import tensors_in
+from mvq.outputs import tensors_in
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mvq.errors import ConfigError, DataError
+from mvq.outputs import Loss, divergence, output_loss, tensors_in
 
-Loss = Callable[[Any, Any], Tensor]
 Objective = Callable[[nn.Module, Any], Tensor]
 _IGNORED = -100
 
@@ -56,13 +56,53 @@ class Supervised:
         return self.loss_fn(model(inputs), targets)
 
 
-class Distillation:
+class _Taught:
+    """Holds a teacher, which runs in eval mode, without gradients, on the device of the inputs."""
+
+    def __init__(self, teacher: nn.Module) -> None:
+        self.teacher = teacher
+
+    @torch.no_grad()
+    def _ask(self, inputs: Any) -> Any:
+        place = next((t.device for t in tensors_in(inputs)), None)
+        if place is not None and any(p.device != place for p in self.teacher.parameters()):
+            self.teacher.to(place)
+        modes = {m: m.training for m in self.teacher.modules() if m.training}
+        self.teacher.eval()
+        try:
+            return self.teacher(inputs)
+        finally:
+            for module in modes:
+                module.training = True
+
+
+class Matching(_Taught):
+    """`loss_fn(model(inputs), teacher(inputs))`: towards another network's outputs, without labels.
+
+    The teacher runs in eval mode, without gradients, on the device of the inputs. A loader may yield inputs alone.
+
+    Args:
+        teacher: gives outputs like the model that is trained.
+        loss_fn: of the outputs and the teacher's.
+    """
+
+    def __init__(self, teacher: nn.Module, loss_fn: Loss = output_loss) -> None:
+        super().__init__(teacher)
+        self.loss_fn = loss_fn
+
+    def __call__(self, model: nn.Module, batch: Any) -> Tensor:
+        """The loss of one batch."""
+        inputs = batch[0] if isinstance(batch, (tuple, list)) and len(batch) == 2 else batch
+        return self.loss_fn(model(inputs), self._ask(inputs))
+
+
+class Distillation(_Taught):
     """`weight * T^2 * KL(teacher || student) + (1 - weight) * loss`, T the temperature (Hinton et al., 2015).
 
     The teacher runs in eval mode, without gradients, on the device of the inputs.
 
     Args:
-        teacher: gives logits `(n, n_classes, ...)` like the model that is trained.
+        teacher: gives logits, see `mvq.outputs.logits`, as the model that is trained.
         temperature: softens both distributions.
         weight: share of the teacher, 0..1; at 1 labels are not looked at, and a loader may yield inputs alone.
         loss_fn: of the labels.
@@ -81,7 +121,7 @@ class Distillation:
             faults.append(f"Distillation: weight={weight} is not in 0..1")
         if faults:
             raise ConfigError("\n".join(faults))
-        self.teacher = teacher
+        super().__init__(teacher)
         self.temperature = temperature
         self.weight = weight
         self.loss_fn = loss_fn
@@ -91,29 +131,13 @@ class Distillation:
 
         Raises:
             DataError: if labels are needed and the batch is not a pair.
+            ModelError: if the outputs are not logits.
         """
         needs_labels = self.weight < 1 or (isinstance(batch, (tuple, list)) and len(batch) == 2)
         inputs, targets = pair(batch) if needs_labels else (batch, None)
         outputs = model(inputs)
-        soft = F.log_softmax(outputs.float() / self.temperature, 1)
-        wanted = F.log_softmax(self._ask(inputs).float() / self.temperature, 1)
-        # The mean over samples and places, as cross entropy takes it
-        divergence = F.kl_div(soft, wanted, reduction="none", log_target=True).sum(1).mean()
-        loss = self.weight * self.temperature**2 * divergence
+        loss = self.weight * self.temperature**2 * divergence(outputs, self._ask(inputs), self.temperature)
         return loss if self.weight == 1 else loss + (1 - self.weight) * self.loss_fn(outputs, targets)
-
-    @torch.no_grad()
-    def _ask(self, inputs: Any) -> Tensor:
-        place = next((t.device for t in tensors_in(inputs)), None)
-        if place is not None and any(p.device != place for p in self.teacher.parameters()):
-            self.teacher.to(place)
-        modes = {m: m.training for m in self.teacher.modules() if m.training}
-        self.teacher.eval()
-        try:
-            return self.teacher(inputs)
-        finally:
-            for module in modes:
-                module.training = True
 
 
 def pair(batch: Any) -> tuple[Any, Any]:
@@ -143,18 +167,6 @@ def check_inputs(batch: Any) -> None:
             n_bad = int(tensor.numel() - torch.isfinite(tensor).sum())
             if n_bad:
                 raise DataError(f"inputs hold {n_bad} NaN or infinite of {tensor.numel()} values; repair the data")
-
-
-def tensors_in(part: Any) -> Iterator[Tensor]:
-    """All tensors of nested lists, tuples and dictionaries."""
-    if isinstance(part, Tensor):
-        yield part
-    elif isinstance(part, dict):
-        for value in part.values():
-            yield from tensors_in(value)
-    elif isinstance(part, (list, tuple)):
-        for value in part:
-            yield from tensors_in(value)
 
 
 def to_device(part: Any, place: torch.device) -> Any:
