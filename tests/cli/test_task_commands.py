@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tasks"))
 
@@ -17,6 +18,8 @@ import layouts
 
 import mvq as package
 from mvq import outputs
+from mvq.cli.options import TrainingOptions
+from mvq.cli.training import arguments
 from mvq.nn.parametrizations import NMMask
 
 SOURCE = """
@@ -105,6 +108,7 @@ def test_segmentation(mvq, models: Path) -> None:
     for split in ("train", "val"):
         layouts.voc(models / "voc", split)
     command = ["tinymodels:segmenter", *FEW, "-r", "mvq-deeplab", "--image-size", 32, "--preprocessing", "tf"]
+    command += ["--distill"]
     made = compress_and_measure(mvq, command, "segmentation", models / "voc", ["--model", command[0]])
     assert set(made["accuracy"]["dense"]) == {"task", "metric", "value", "n", "pixel_accuracy"}
     # What the file notes of the preprocessing is used again.
@@ -129,6 +133,28 @@ def test_segmentation_recovers_the_classes_of_pixels(mvq, models: Path, monkeypa
     assert done.exit_code == 0, done.output
     assert list(json.loads(done.stdout)["accuracy"]) == ["dense", "compressed"]
     assert set(asked) == {"drawn_cross_entropy", "divergence"}
+
+
+def test_distillation_keeps_the_loss_of_the_task() -> None:
+    """Label smoothing, pixels that do not count, the auxiliary head."""
+    batch = (torch.rand(2, 3, 5, 5), torch.tensor([[[0, 1, 2, 255, 255]] * 5] * 2))
+    options = {"epochs": 1, "teacher": nn.Conv2d(3, 4, 1)}
+    student = nn.Conv2d(3, 4, 1)
+    objective = arguments(TrainingOptions(), "finetune", task="segmentation", **options)["objective"]
+    own = package.tasks.objective("segmentation")
+    wanted = 0.9 * 16 * outputs.divergence(student(batch[0]), options["teacher"](batch[0]), 4) + 0.1 * own(
+        student, batch
+    )
+    assert torch.allclose(objective(student, batch), wanted)
+    rows = (torch.rand(6, 3), torch.tensor([0, 1, 2, 3, 0, 1]))
+    options["teacher"], student = nn.Linear(3, 4), nn.Linear(3, 4)
+    found = [
+        arguments(TrainingOptions(label_smoothing=s), "finetune", task="classification", **options)["objective"]
+        for s in (0.0, 0.5)
+    ]
+    own = [package.tasks.objective("classification", label_smoothing=s) for s in (0.0, 0.5)]
+    difference = found[1](student, rows) - found[0](student, rows)
+    assert torch.allclose(difference, 0.1 * (own[1](student, rows) - own[0](student, rows)), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["pruned.safetensors", "pruned.pt"])
@@ -326,7 +352,7 @@ def test_input_errors(mvq, coco: Path) -> None:
     ]
     result = mvq(*train, "--distill")
     assert result.stderr == (
-        "mvq: error: --distill: only classification can be distilled, the task is detection; leave it out\n"
+        "mvq: error: --distill: detectors give losses in training, no classes to follow; leave it out\n"
     )
     result = mvq(*train, "--num-classes", 3, *FEW)
     assert "training: class numbers 1.." in result.stderr

@@ -20,21 +20,21 @@ def arguments(options: TrainingOptions, stage: str, *, task: str, epochs: int, t
         stage: names the checkpoint in the checkpoint folder.
         task: decides on the loss.
         epochs: of the stage.
-        teacher: a network to distil from, in place of the task's loss alone.
+        teacher: a network to distil from, beside the task's loss.
 
     Raises:
-        ConfigError: if an option is out of range, or a teacher is given for another task than classification.
+        ConfigError: if an option is out of range, or a teacher is given for detection.
     """
     from mvq.tasks import objective
 
     smoothing = {} if task != "classification" else {"label_smoothing": options.label_smoothing}
     loss: Any = objective(task, **smoothing)
     if teacher is not None:
-        if task != "classification":
-            raise ConfigError(f"--distill: only classification can be distilled, the task is {task}; leave it out")
+        if task == "detection":
+            raise ConfigError("--distill: detectors give losses in training, no classes to follow; leave it out")
         from mvq.train import Distillation
 
-        loss = Distillation(teacher)
+        loss = Distillation(teacher, loss_fn=loss.loss)
     checkpoint: Path | None = None
     if options.checkpoint is not None:
         options.checkpoint.mkdir(parents=True, exist_ok=True)

@@ -36,7 +36,10 @@ class Classification:
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
         """The loss; DataError on class numbers the model does not have."""
         inputs, targets = batch
-        scores = model(inputs)
+        return self.loss(model(inputs), targets)
+
+    def loss(self, scores: Tensor, targets: Any) -> Tensor:
+        """The same of the model's scores."""
         targets = torch.as_tensor(targets, device=scores.device).long()
         _check_classes(targets, scores.shape[1])
         return cross_entropy(scores, targets, label_smoothing=self.label_smoothing)
@@ -64,7 +67,10 @@ class Segmentation:
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
         """The loss; 0 for a batch without a pixel that counts. DataError on classes the model does not have."""
         inputs, targets = batch
-        outputs = model(inputs)
+        return self.loss(model(inputs), targets)
+
+    def loss(self, outputs: Any, targets: Tensor) -> Tensor:
+        """The same of the model's outputs."""
         outputs = outputs if isinstance(outputs, Mapping) else {"out": outputs}
         scores = outputs["out"]
         targets = targets.to(scores.device).long()
