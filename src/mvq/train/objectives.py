@@ -92,7 +92,7 @@ class Matching(_Taught):
 
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
         """The loss of one batch."""
-        inputs = batch[0] if isinstance(batch, (tuple, list)) and len(batch) == 2 else batch
+        inputs = inputs_of(batch)
         return self.loss_fn(model(inputs), self._ask(inputs))
 
 
@@ -133,8 +133,7 @@ class Distillation(_Taught):
             DataError: if labels are needed and the batch is not a pair.
             ModelError: if the outputs are not logits.
         """
-        needs_labels = self.weight < 1 or (isinstance(batch, (tuple, list)) and len(batch) == 2)
-        inputs, targets = pair(batch) if needs_labels else (batch, None)
+        inputs, targets = pair(batch) if self.weight < 1 else (inputs_of(batch), None)
         outputs = model(inputs)
         loss = self.weight * self.temperature**2 * divergence(outputs, self._ask(inputs), self.temperature)
         return loss if self.weight == 1 else loss + (1 - self.weight) * self.loss_fn(outputs, targets)
@@ -154,14 +153,18 @@ def pair(batch: Any) -> tuple[Any, Any]:
     return batch[0], batch[1]
 
 
+def inputs_of(batch: Any) -> Any:
+    """The inputs of a pair, or the batch itself where it is none."""
+    return batch[0] if isinstance(batch, (tuple, list)) and len(batch) == 2 else batch
+
+
 def check_inputs(batch: Any) -> None:
     """Check the inputs of a batch before the model, whose batch norm would remember them, sees them.
 
     Raises:
         DataError: if one is NaN or infinite.
     """
-    inputs = batch[0] if isinstance(batch, (tuple, list)) and len(batch) == 2 else batch
-    for tensor in tensors_in(inputs):
+    for tensor in tensors_in(inputs_of(batch)):
         # The sum first: it reads once and makes no tensor; it overflows only where the values are huge
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor.detach().sum(dtype=torch.float32))):
             n_bad = int(tensor.numel() - torch.isfinite(tensor).sum())
