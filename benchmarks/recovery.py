@@ -92,8 +92,9 @@ to +4.0 points; distillation on them takes 2 from case D of MobileNet-V2 at 12x.
 
 The first quarter of the multiply-accumulates costs little of what half of them costs: at 8x `ours, macs 0.75` stays 1.0
 point below the dense network on SqueezeNet and 4.7 on MobileNet-V2, where D, B and `packed`, all layers of which are
-pruned 1:2, are 9.8 to 11.1 and 21 to 23 below. With half of them to be saved the choice of layers gains bits only:
-59.6% on SqueezeNet, as D and `packed` with 59.3 and 58.9, in 0.74 of the size.
+pruned 1:2, are 9.8 to 11.1 and 21 to 23 below. With half of them to be saved the choice of layers gains little:
+SqueezeNet keeps 59.6%, as with D and `packed` (59.3 and 58.9), in 0.74 of the size, MobileNet-V2 58.6%, where D has
+57.1.
 
 Of MobileNet-V2 the rows at 12x and those of A at 16x are from before depthwise convolutions got a float32 backward pass
 in mixed precision (`mvq.nn.precision`): their gradients were rounded more, and their `seconds` in the file are those of
