@@ -147,7 +147,7 @@ METHODS: dict[str, Method] = {
             source="this library",
             compress=_allocated,
             clusters=True,
-            settings="learned",
+            settings="learned, 20 RMS a unit",
         ),
         _masked("ours", "mvq, layers pruned (this library)", "this library", codewords="packed", soft=True),
         _masked("D", "MVQ (masked)"),

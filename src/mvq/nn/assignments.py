@@ -24,7 +24,7 @@ from mvq.nn.parametrizations import LatentRows, VQWeight
 
 #: Latent values are kept in this many RMS of the codebook: at the learning rate of codewords they must go further, from
 #: one codeword to another.
-_UNIT = 4.0
+_UNIT = 20.0
 
 
 def is_soft(model: nn.Module) -> bool:
