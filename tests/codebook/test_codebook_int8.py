@@ -39,6 +39,11 @@ def test_the_scale_is_no_worse_than_full_range_and_near_a_fine_search(values, co
     assert book.codes.dtype == np.int8
 
 
+def test_a_value_that_does_not_count_may_be_any_times_the_scale() -> None:
+    book = fit_int8(np.array([[4.0, -4.0, 1.2e-38]], np.float32), np.array([[0, 0, 1]]))
+    assert book.codes[0, :2].tolist() == [127, -128]
+
+
 def test_close_to_exhaustive_search() -> None:
     rng = np.random.default_rng(0)
     for values in (rng.normal(size=(512, 16)), rng.laplace(size=(64, 4)), rng.standard_t(3, size=(256, 16))):

@@ -21,7 +21,8 @@ _SMALLEST = float(np.finfo(np.float32).tiny)
 
 def quantize(values: NDArray[np.float32], scale: float) -> NDArray[np.int8]:
     """`clamp(round(values / scale), -128, 127)` in float32, ties to even."""
-    codes = np.rint(values.astype(np.float32, copy=False) / np.float32(scale))
+    with np.errstate(over="ignore"):  # a value that does not count may lie any way beyond the range, and is clipped
+        codes = np.rint(values.astype(np.float32, copy=False) / np.float32(scale))
     return np.clip(codes, _LOW, _HIGH).astype(np.int8)
 
 
