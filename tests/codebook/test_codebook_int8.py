@@ -40,7 +40,7 @@ def test_the_scale_is_no_worse_than_full_range_and_near_a_fine_search(values, co
 
 
 def test_a_value_that_does_not_count_may_be_any_times_the_scale() -> None:
-    book = fit_int8(np.array([[4.0, -4.0, 1.2e-38]], np.float32), np.array([[0, 0, 1]]))
+    book = fit_int8(np.array([[8.0, -8.0, 1.2e-38]], np.float32), np.array([[0, 0, 1]]))
     assert book.codes[0, :2].tolist() == [127, -128]
 
 
