@@ -27,14 +27,13 @@ def rendered(kind: type[MvqError], *args) -> str:
 @given(hnp.arrays(np.float32, (5, 4), elements=FLOATS), hnp.arrays(np.int32, (5, 4), elements=st.integers(0, 9)))
 def test_the_scale_is_no_worse_than_full_range_and_near_a_fine_search(values, counts) -> None:
     book = fit_int8(values, counts)
-    mine = error(values, counts, book.scale)
     top = np.abs(values[counts > 0]).max(initial=0) / 127
     if top == 0:
         assert book.scale == 1
         return
     if top < 1e-30:
         return
-    assert mine <= error(values, counts, top)
+    assert error(values, counts, book.scale) <= error(values, counts, top)
     assert np.array_equal(book.codes, quantize(values, book.scale))
     assert book.codes.dtype == np.int8
 
