@@ -132,7 +132,7 @@ def test_an_epoch_of_cifar_costs_little(tmp_path):
 
 
 def _cpu_seconds(work: Callable[[], int]) -> float:
-    """Of one of three runs over 10,000 images."""
+    """The least of three runs over 10,000 images."""
     found = []
     for _ in range(3):
         start = time.process_time()

@@ -13,6 +13,7 @@ from mvq.allocate import allocate_untrained, fit_codewords
 from mvq.baselines import cluster_conventional
 from mvq.errors import ConfigError
 from mvq.nn import cluster_
+from mvq.nn.assignments import LATENT_UNIT
 from mvq.outputs import Score
 from mvq.patterns import Pattern
 from mvq.recipe import Recipe
@@ -147,7 +148,7 @@ METHODS: dict[str, Method] = {
             source="this library",
             compress=_allocated,
             clusters=True,
-            settings="learned, 20 RMS a unit",
+            settings=f"learned, {LATENT_UNIT:g} RMS a unit",
         ),
         _masked("ours", "mvq, layers pruned (this library)", "this library", codewords="packed", soft=True),
         _masked("D", "MVQ (masked)"),

@@ -24,7 +24,7 @@ from mvq.nn.parametrizations import LatentRows, VQWeight
 
 #: Latent values are kept in this many RMS of the codebook: at the learning rate of codewords they must go further, from
 #: one codeword to another.
-_UNIT = 20.0
+LATENT_UNIT = 20.0
 
 
 def is_soft(model: nn.Module) -> bool:
@@ -62,7 +62,7 @@ def soften_(model: nn.Module, targets: Mapping[str, Any] | None = None) -> nn.Mo
         raise ModelError(f"soften_: {what}; give targets by layer name, and call harden_ before")
     latent = {name: _start(form, (targets or {}).get(name)) for name, form in forms.items()}
     for name, form in forms.items():
-        unit = _UNIT * float(form.codebook.values.detach().square().mean().sqrt())
+        unit = LATENT_UNIT * float(form.codebook.values.detach().square().mean().sqrt())
         form.latent = LatentRows(latent[name], unit or 1.0)
     return model
 
