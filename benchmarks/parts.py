@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import nn
 
 from mvq.allocate import fit_codewords, layer_fisher
-from mvq.bench import Method, Point, own_masks
+from mvq.bench import LEARNED, Method, Point, own_masks
 from mvq.nn import cluster_
 from mvq.recover import equalize_
 
@@ -23,7 +23,15 @@ def _packed(name: str, label: str, *, equal: bool = False, weighed: bool = False
         return cluster_(model, recipe, importance=importance, soft=learned)
 
     # At one RMS the weights are others, their errors not comparable.
-    return Method(name=name, label=label, source="this library", compress=compress, masks=own_masks, clusters=not equal)
+    return Method(
+        name=name,
+        label=label,
+        source="this library",
+        compress=compress,
+        masks=own_masks,
+        clusters=not equal,
+        settings=LEARNED if learned else "",
+    )
 
 
 def equalized() -> Method:

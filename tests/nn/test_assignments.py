@@ -248,7 +248,7 @@ def test_set_assignments():
         (lambda: soften_(soften_(clustered())), ModelError, "layer '2' is soft already; give targets by"),
         (lambda: soften_(clustered(), {"1": 1}), ModelError, r"targets for \['1'\], which are no layers of the model"),
         (lambda: soften_(clustered(), {"2": torch.ones(2, 2)}), ShapeError, r"target of layer '2' has shape \(2, 2\)"),
-        (lambda: Reassign(clustered(), 0, until=2), ConfigError, "n_steps=0 and every=2 must both be at least 1\nRea"),
+        (lambda: Reassign(clustered(), 0, until=2), ConfigError, "n_steps=0 and every=1 must both be at least 1\nRea"),
     ],
 )
 def test_errors(act, error, text):

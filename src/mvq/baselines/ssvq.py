@@ -8,7 +8,8 @@ codebook; k = 16, d = 8 is the paper's "21x" for DeiT-tiny.
 
 The paper's text could be read in part only. What it leaves open to us, or we do otherwise:
 
-* alpha = 1. Subvectors run along output channels, as in the same authors' MVQ.
+* alpha = 0.4: 0.15, 0.4 and 1 were tried on ResNet-20 and ResNet-32 at 22x (`docs/decisions.md`). Subvectors run along
+  output channels, as in the same authors' MVQ.
 * The window is 500 steps in the paper's runs of some 50,000; here 1/20 of the run, at most 500.
 * The threshold falls as a cosine from 0.04 to 0.01 flips a step, the schedule of Nagel et al. ("Overcoming
   oscillations in quantization-aware training", ICML 2022), whose freezing SSVQ builds on; one flip in a window
@@ -37,6 +38,8 @@ from mvq.nn import LearnedCodebook, as_recipe
 from mvq.nn.functional import DecodeWeight
 from mvq.recipe import Recipe
 
+#: Logits start at this many times the weights; the less it is, the sooner signs flip.
+ALPHA = 0.4
 _FIRST_THRESHOLD, _LAST_THRESHOLD = 0.04, 0.01
 _LONGEST_WINDOW = 500
 _N_WINDOWS = 20
@@ -167,7 +170,7 @@ def ssvq_(
     *,
     calibration: Any = None,
     seed: int = 0,
-    alpha: float = 1.0,
+    alpha: float = ALPHA,
     freeze_every: int | None = None,
 ) -> nn.Module:
     """Compress a model by SSVQ; train it with the ordinary trainer and `after_step`, then `harden_` its forms.

@@ -5,13 +5,14 @@ plots. `mvq bench accuracy` is these three.
 """
 
 from mvq.bench.builtin import digits_study
-from mvq.bench.methods import METHODS, Method, Point, own_masks
+from mvq.bench.methods import LEARNED, METHODS, Method, Point, own_masks
 from mvq.bench.report import write_report
 from mvq.bench.rows import Rows
 from mvq.bench.runner import run
 from mvq.bench.study import Study
 
 __all__ = [
+    "LEARNED",
     "METHODS",
     "Method",
     "Point",

@@ -79,13 +79,20 @@ def own_masks(model: nn.Module, point: Point) -> Recipe:
     return point.recipe
 
 
+#: Settings of methods that learn assignments.
+LEARNED = f"learned every step, {LATENT_UNIT:g} RMS a unit"
+
+
 def _masked(name: str, label: str, source: str = _MVQ, *, soft: bool = False, **changes: Any) -> Method:
     """One that keeps its masks; `changes` are those of the recipe, `soft` as in `cluster_`."""
 
     def compress(model: nn.Module, point: Point) -> nn.Module:
         return cluster_(model, fit_codewords(model, replace(point.recipe, **changes), point.target_bits), soft=soft)
 
-    return Method(name=name, label=label, source=source, compress=compress, masks=own_masks, clusters=True)
+    settings = LEARNED if soft else ""
+    return Method(
+        name=name, label=label, source=source, compress=compress, masks=own_masks, clusters=True, settings=settings
+    )
 
 
 def _conventional(name: str, label: str, masks: Callable[[nn.Module, Point], Recipe | None]) -> Method:
@@ -148,7 +155,7 @@ METHODS: dict[str, Method] = {
             source="this library",
             compress=_allocated,
             clusters=True,
-            settings=f"learned, {LATENT_UNIT:g} RMS a unit",
+            settings=LEARNED,
         ),
         _masked("ours", "mvq, layers pruned (this library)", "this library", codewords="packed", soft=True),
         _masked("D", "MVQ (masked)"),
@@ -166,7 +173,7 @@ METHODS: dict[str, Method] = {
         ),
         _rival("pqf", "PQF", "Martinez et al., CVPR 2021, arXiv 2010.15703"),
         _rival("dkm", "DKM", "Cho et al., ICLR 2022, arXiv 2108.12659", settings="tau 0.2"),
-        _rival("ssvq", "SSVQ", "arXiv 2503.08668"),
+        _rival("ssvq", "SSVQ", "arXiv 2503.08668", settings="alpha 0.4"),
         _rival("uniform", "uniform quantization", "LSQ, Esser et al., ICLR 2020, arXiv 1902.08153"),
         _rival(
             "int8_nm",

@@ -2,7 +2,7 @@
 
 The method fixes assignments after clustering. Here every subvector has latent values beside its codeword. Forward
 uses the codeword, as the file will; backward gives the gradient of the subvector to the latent values straight through,
-and from time to time each subvector takes the codeword nearest to its latent values. So the network is at any moment
+and after each step every subvector takes the codeword nearest to its latent values. So the network is at any moment
 the one that is stored, and nothing is rounded at the end: the latent values are only dropped. Masks and bits stay.
 
     mvq.cluster_(model, recipe, soft=True)
@@ -117,7 +117,7 @@ class Reassign:
         ConfigError: on an option out of range.
     """
 
-    def __init__(self, model: nn.Module, n_steps: int, *, every: int = 2, until: float = 0.9) -> None:
+    def __init__(self, model: nn.Module, n_steps: int, *, every: int = 1, until: float = 0.9) -> None:
         faults = []
         if n_steps < 1 or every < 1:
             faults.append(f"Reassign: n_steps={n_steps} and every={every} must both be at least 1")
