@@ -8,7 +8,7 @@ codebook; k = 16, d = 8 is the paper's "21x" for DeiT-tiny.
 
 The paper's text could be read in part only. What it leaves open to us, or we do otherwise:
 
-* alpha = 0.4: 0.15, 0.4 and 1 were tried on ResNet-20 and ResNet-32 at 22x (`docs/decisions.md`). Subvectors run along
+* alpha = 0.4, the best of 0.15, 0.4 and 1 on ResNet-32 at 22x (`docs/decisions.md`). Subvectors run along
   output channels, as in the same authors' MVQ.
 * The window is 500 steps in the paper's runs of some 50,000; here 1/20 of the run, at most 500.
 * The threshold falls as a cosine from 0.04 to 0.01 flips a step, the schedule of Nagel et al. ("Overcoming
