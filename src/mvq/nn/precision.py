@@ -23,78 +23,72 @@ def mixed(autocast: str | None, device: str = "cpu") -> Iterator[None]:
     if autocast is None:
         yield
         return
-    with torch.autocast(device, torch.bfloat16), _SlowDepthwise() if device == "cpu" else contextlib.nullcontext():
+    with torch.autocast(device, torch.bfloat16), _SlowOnCPU() if device == "cpu" else contextlib.nullcontext():
         yield
 
 
-class _SlowDepthwise(TorchFunctionMode):
-    """Depthwise convolutions with a stride or a dilation get a float32 backward pass.
+def has_bfloat16() -> bool:
+    """Whether this CPU's convolutions and matrix products have fast kernels in bfloat16, which need AVX-512 on x86."""
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
-    PyTorch computes the bfloat16 one on CPUs many times slower than that of stride 1: at 112 x 112, 96 channels with
-    stride 2 take 381 ms, 32 with stride 1 take 11. Training steps of MobileNet-V2 and -V1 take 1.6 and 1.5 times as
-    long without this (measured once, on a core with AMX; medians of 8, 1.2 to 2.0). 960 channels at 65 x 65 with
-    dilation 4, 8 images, take 2.0 s in bfloat16 and 0.7 in float32 (measured once, without AMX).
+
+class _SlowOnCPU(TorchFunctionMode):
+    """What PyTorch computes slowly in bfloat16 on CPUs is computed in float32, on the same bfloat16 numbers.
+
+    Operands and results are rounded to bfloat16 as by autocast, in both passes, so that only the order of sums differs.
+
+    * Depthwise convolutions with a stride or a dilation, whose bfloat16 backward pass is many times slower than that
+      of stride 1: at 112 x 112, 96 channels with stride 2 take 381 ms, 32 with stride 1 take 11 (on a core with AMX).
+    * All convolutions and matrix products on a CPU without `has_bfloat16`: both passes of 3 x 3 convolutions of 16 to 64
+      channels take 9 to 16 times as long by autocast, and 1.0 to 1.3 times in float32 (AVX2, one core, medians of 9).
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.all = not has_bfloat16()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is functional.conv2d and torch.is_grad_enabled():
-            given = dict(zip(_CONV2D, args, strict=False)) | kwargs
-            x, groups = given["input"], given.get("groups", 1)
-            stride, dilation = _pair(given.get("stride", 1)), _pair(given.get("dilation", 1))
-            padding = given.get("padding", 0)
-            depthwise = x.ndim == 4 and 1 < groups == x.shape[1]
-            if depthwise and max(stride + dilation) > 1 and not isinstance(padding, str):
-                geometry = (stride, _pair(padding), dilation, groups)
-                tensors = (x, given["weight"], given.get("bias"))
-                return _FullBackward.apply(*(t if t is None else t.bfloat16() for t in tensors), *geometry)
-        return func(*args, **kwargs)
+        slow = func in _PRODUCTS if self.all else func is functional.conv2d and _slow_backward(*args, **kwargs)
+        if not slow or not torch.is_autocast_enabled("cpu"):
+            return func(*args, **kwargs)
+        with torch.autocast("cpu", enabled=False):
+            found = func(*map(_rounded, args), **{name: _rounded(value) for name, value in kwargs.items()})
+        return found.bfloat16() if found.dtype == torch.float32 else found
 
 
-#: Names of the positional arguments.
-_CONV2D = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+#: What autocast runs in bfloat16 and CNNs spend their time in.
+_PRODUCTS = {
+    functional.conv1d,
+    functional.conv2d,
+    functional.conv3d,
+    functional.conv_transpose2d,
+    functional.linear,
+    torch.matmul,
+    Tensor.matmul,
+    Tensor.__matmul__,
+}
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, Tensor) and value.dtype in (torch.float32, torch.float16, torch.bfloat16):
+        return value.bfloat16().float()
+    return value
+
+
+def _slow_backward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> bool:
+    """Whether the convolution is depthwise with a stride or a dilation, and will have a backward pass."""
+    apart = [*_pair(stride), *_pair(dilation)]
+    return torch.is_grad_enabled() and x.ndim == 4 and 1 < groups == x.shape[1] and max(apart) > 1
 
 
 def _pair(value: Any) -> list[int]:
-    found = [value] if isinstance(value, int) else list(value)
-    return found * 2 if len(found) == 1 else found
-
-
-class _FullBackward(torch.autograd.Function):
-    """`conv2d` whose gradients are computed in float32."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        stride: list[int],
-        padding: list[int],
-        dilation: list[int],
-        groups: int,
-    ) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.geometry = (stride, padding, dilation, groups)
-        ctx.n_bias = None if bias is None else list(bias.shape)
-        return functional.conv2d(x, weight, bias, stride, padding, dilation, groups)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        stride, padding, dilation, groups = ctx.geometry
-        needed = list(ctx.needs_input_grad[:3])
-        found = torch.ops.aten.convolution_backward(
-            grads[0].float(),
-            x.float(),
-            weight.float(),
-            ctx.n_bias,
-            stride,
-            padding,
-            dilation,
-            False,
-            [0, 0],
-            groups,
-            needed,
-        )
-        return (*(g.to(x.dtype) if need else None for g, need in zip(found, needed, strict=True)), *[None] * 4)
+    return [value] if isinstance(value, int) else list(value)

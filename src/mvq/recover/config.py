@@ -54,7 +54,8 @@ class RecoverConfig:
         damping: added to the diagonal of a second-moment matrix, as a share of its mean diagonal.
         assign_rounds: alternations of assignment with error feedback and codebook fit.
         permute_rounds: rounds of disjoint channel swaps.
-        autocast: `bfloat16` runs blocks and distillation in mixed precision: on CPUs with AMX about twice as fast.
+        autocast: `bfloat16` runs blocks and distillation in mixed precision: about twice as fast on CPUs with AMX, not
+            faster without AVX-512.
         seed: seeds every random choice.
 
     Raises:

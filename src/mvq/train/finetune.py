@@ -81,7 +81,7 @@ def finetune(
         ema: decay of an exponential moving average of parameters and float buffers, 0.999 say; the model ends
             with the average.
         grad_clip: largest norm of all gradients together.
-        autocast: `bfloat16` to run the model under autocast.
+        autocast: `bfloat16` to run the model under autocast; not faster on CPUs without AVX-512.
         checkpoint: file that is written at the end of each epoch by process 0, and from which training goes on
             if it is there, where all processes must see it. Stopped at any step, training ends with the same
             bits on a CPU, as long as all that is random comes from torch, Python's `random`, NumPy's global
