@@ -21,6 +21,7 @@ from mvq.nn import (
     set_assignments_,
     soften_,
 )
+from mvq.nn.assignments import SPACINGS, spacing
 from mvq.nn.layers import form_of
 from mvq.recipe import Recipe
 from mvq.train import finetune
@@ -103,6 +104,24 @@ def test_latent_gradient_is_that_of_the_subvectors(changes):
         inside = codebook.values.grad.numpy() != 0
         assert inside.any()
         assert codebook.values.grad.numpy()[inside] == pytest.approx((sums / np.maximum(counts, 1))[inside], abs=1e-5)
+
+
+@pytest.mark.parametrize("changes", KINDS)
+def test_latent_unit_goes_with_the_distance_to_the_next_codeword(changes):
+    model = clustered(**changes)
+    expected = []
+    for form in forms(model):
+        rows = form.codebook().detach().double().numpy()
+        nearest = [min(((a - b) ** 2).mean() for j, b in enumerate(rows) if j != i) for i, a in enumerate(rows)]
+        expected.append(np.mean([nearest[c] for c in form.assignments]) ** 0.5)
+    assert min(expected) > 0
+    assert [spacing(form) for form in forms(model)] == pytest.approx(expected, rel=1e-5)
+    soften_(model)
+    assert [float(form.latent.unit) for form in forms(model)] == pytest.approx([SPACINGS * x for x in expected])
+
+
+def test_latent_unit_of_a_single_codeword_is_one():
+    assert [float(form.latent.unit) for form in forms(soften_(clustered(n_codewords=1)))] == [1.0, 1.0]
 
 
 def slow_labels(form):

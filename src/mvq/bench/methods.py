@@ -13,7 +13,7 @@ from mvq.allocate import allocate_untrained, fit_codewords
 from mvq.baselines import cluster_conventional
 from mvq.errors import ConfigError
 from mvq.nn import cluster_
-from mvq.nn.assignments import LATENT_UNIT
+from mvq.nn.assignments import SPACINGS
 from mvq.outputs import Score
 from mvq.patterns import Pattern
 from mvq.recipe import Recipe
@@ -80,7 +80,7 @@ def own_masks(model: nn.Module, point: Point) -> Recipe:
 
 
 #: Settings of methods that learn assignments.
-LEARNED = f"learned every step, {LATENT_UNIT:g} RMS a unit"
+LEARNED = f"learned every step, {SPACINGS:g} spacings a unit"
 
 
 def _masked(name: str, label: str, source: str = _MVQ, *, soft: bool = False, **changes: Any) -> Method:

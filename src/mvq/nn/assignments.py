@@ -22,9 +22,9 @@ from mvq.grouping import to_subvectors
 from mvq.nn.layers import eligible_layers, form_of, unwrap
 from mvq.nn.parametrizations import LatentRows, VQWeight
 
-#: Latent values are kept in this many RMS of the codebook: at the learning rate of codewords they must go further, from
-#: one codeword to another.
-LATENT_UNIT = 20.0
+#: Latent values are kept in this many distances between codewords (`spacing`): at the learning rate of codewords they
+#: must go further, from one codeword to another.
+SPACINGS = 40.0
 
 
 def is_soft(model: nn.Module) -> bool:
@@ -62,9 +62,25 @@ def soften_(model: nn.Module, targets: Mapping[str, Any] | None = None) -> nn.Mo
         raise ModelError(f"soften_: {what}; give targets by layer name, and call harden_ before")
     latent = {name: _start(form, (targets or {}).get(name)) for name, form in forms.items()}
     for name, form in forms.items():
-        unit = LATENT_UNIT * float(form.codebook.values.detach().square().mean().sqrt())
-        form.latent = LatentRows(latent[name], unit or 1.0)
+        form.latent = LatentRows(latent[name], SPACINGS * spacing(form) or 1.0)
     return model
+
+
+@torch.no_grad()
+def spacing(form: VQWeight) -> float:
+    """How far a subvector must go, by lane, to come to another codeword.
+
+    Returns:
+        RMS over subvectors and lanes of the distance between a subvector's codeword and the codeword nearest to that;
+        0 with a single codeword.
+    """
+    codebook = form.codebook()
+    if len(codebook) < 2:
+        return 0.0
+    # The first is the codeword itself. Differences, as products lose the small distances of fine codebooks.
+    exact = "donot_use_mm_for_euclid_dist"
+    nearest = [torch.cdist(rows, codebook, compute_mode=exact).kthvalue(2).values for rows in codebook.split(1024)]
+    return float((torch.cat(nearest)[form.assignments].square().mean() / codebook.shape[1]).sqrt())
 
 
 @torch.no_grad()
