@@ -39,8 +39,8 @@ class _SlowOnCPU(TorchFunctionMode):
 
     * Depthwise convolutions with a stride or a dilation, whose bfloat16 backward pass is many times slower than that
       of stride 1: at 112 x 112, 96 channels with stride 2 take 381 ms, 32 with stride 1 take 11 (on a core with AMX).
-    * All convolutions and matrix products on a CPU without `has_bfloat16`: both passes of 3 x 3 convolutions of 16 to 64
-      channels take 9 to 16 times as long by autocast, and 1.0 to 1.3 times in float32 (AVX2, one core, medians of 9).
+    * All convolutions and matrix products on a CPU without `has_bfloat16`: both passes of 3 x 3 convolutions of 16 to
+      64 channels take 9 to 16 times as long by autocast, 1.0 to 1.3 times in float32 (AVX2, one core, medians of 9).
     """
 
     def __init__(self) -> None:
