@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 from tiny_study import STUDY
 
 from mvq.bench import Rows, Study, run, write_report
+from mvq.bench.report import render
+from mvq.bench.runner import hardware
 from mvq.errors import ConfigError, DataError
 
 TIMES = ("seconds", "sparse_seconds")
@@ -211,6 +213,17 @@ def test_report(measured: list[dict[str, str]], workdir: Path) -> None:
     svg = next(path for path in written if path.suffix == ".svg").read_text()
     assert "MVQ (masked)" in svg
     assert not [line for line in svg.splitlines() if line != line.rstrip()]
+
+
+def test_times_of_different_hardware_are_apart(measured: list[dict[str, str]], workdir: Path) -> None:
+    table = Rows(Path("out/rows.csv"), ["val", "other"])
+    assert {row["hardware"] for row in table.rows.values()} == {hardware("cpu")} != {""}
+    rows = [row for row in table.rows.values() if (row["size_ratio"], row["method"]) == ("10", "D")]
+    for row, kind, seconds in zip(rows, ("", "X"), (100, 2000), strict=False):
+        row |= {"hardware": kind, "seconds": str(seconds)}
+    assert "| 100; 2,000 (X) | 2 |" in render(_study(methods=["D"]), table)
+    rows[0]["hardware"] = "X"
+    assert "| 1,050 (X) | 2 |" in render(_study(methods=["D"]), table)
 
 
 def test_readme(measured: list[dict[str, str]], workdir: Path) -> None:

@@ -71,7 +71,8 @@ def render(study: Study, table: Rows, images: dict[str, str] | None = None) -> s
         f"{budget.steps(sparse=True)[0]:,} of them on it. Mean ± standard deviation over seeds. Δ is against "
         f"`{study.reference}` on the same images and seeds: ± standard error over images, p of the exact McNemar test. "
         "Bytes and ratio are those of the compressed layers; time is of compression, fine-tuning and evaluation, "
-        "without the sparse training that methods share. All rows are measured.",
+        "without the sparse training that methods share, on the hardware in brackets if that is known. "
+        "All rows are measured.",
         "",
     ]
     for network in study.networks:
@@ -140,7 +141,7 @@ def _table(study: Study, table: Rows, groups: Sequence[_Group]) -> list[str]:
         cells += [_mean(group, f"{sets[0]}_before_percent", 2), _mean(group, f"{sets[0]}_agreement_percent", 1)]
         cells.append(", ".join(v for v in (first["pattern"], first["d"], first["n_codewords"]) if v))
         cells += [_mean(group, "bytes", 0), _mean(group, "ratio", 2), _mean(group, "model_bytes", 0)]
-        cells += [_mean(group, "macs_executed", 0), _mean(group, "seconds", 0), str(len(group.rows))]
+        cells += [_mean(group, "macs_executed", 0), _time(group), str(len(group.rows))]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
@@ -187,6 +188,16 @@ def _accuracy(found: Spread | None) -> str:
 def _mean(group: _Group, column: str, digits: int) -> str:
     found = group.spread(column)
     return "" if found is None else f"{found.mean:,.{digits}f}"
+
+
+def _time(group: _Group) -> str:
+    """Mean seconds, each kind of hardware apart."""
+    kinds = {row["hardware"]: None for row in group.rows if row["seconds"]}
+    means = [
+        (_mean(_Group(group.method, [row for row in group.rows if row["hardware"] == kind]), "seconds", 0), kind)
+        for kind in kinds
+    ]
+    return "; ".join(f"{mean} ({kind})" if kind else mean for mean, kind in means)
 
 
 def _label(study: Study, name: str) -> str:

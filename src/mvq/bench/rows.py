@@ -18,7 +18,7 @@ _FIRST = ("key", "setup", "network", "method", "size_ratio", "seed", "pattern", 
 _SIZE = ("target_bits", "bits", "bytes", "ratio", "model_bytes", "macs_dense", "macs_executed", "metric")
 _SET = ("n", "dense_percent", "before_percent", "percent", "agreement_percent")
 _LAST = ("important_sse", "total_sse", "sparse_steps", "finetune_steps", "sparse_seconds", "seconds")
-_FACTS = ("device", "mvq", "torch", "error")
+_FACTS = ("device", "hardware", "mvq", "torch", "error")
 
 
 def columns(sets: Iterable[str]) -> list[str]:

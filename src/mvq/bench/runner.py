@@ -107,9 +107,17 @@ class Job:
             "size_ratio": float(self.size.ratio),
             "seed": self.seed,
             "device": self.device,
+            "hardware": hardware(self.device),
             "mvq": mvq.__version__,
             "torch": torch.__version__,
         }
+
+
+def hardware(device: str) -> str:
+    """What the times of a row belong to: a GPU's name, or the vector instructions of the CPU."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return torch.backends.cpu.get_cpu_capability() + (" with AMX" if torch.cpu._is_amx_tile_supported() else "")
 
 
 def run(
