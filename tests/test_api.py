@@ -35,21 +35,15 @@ def compressed(recipe=RECIPE, **kwargs) -> nn.Module:
     return mvq.compress(build(), recipe, **kwargs).eval()
 
 
-def test_same_seed_same_file_at_one_and_two_threads(tmp_path):
+def test_same_seed_same_file_at_one_and_two_threads(tmp_path, set_threads):
     import numba
 
-    before = numba.get_num_threads(), torch.get_num_threads()
     files = []
-    try:
-        for threads in (1, min(2, before[0])):
-            numba.set_num_threads(threads)
-            torch.set_num_threads(threads)
-            for recipe in (RECIPE, mvq.Recipe(n_codewords=16, codewords="packed", scope="network")):
-                mvq.save(compressed(recipe), tmp_path / "model.mvq")
-                files.append((tmp_path / "model.mvq").read_bytes())
-    finally:
-        numba.set_num_threads(before[0])
-        torch.set_num_threads(before[1])
+    for threads in (1, min(2, numba.config.NUMBA_NUM_THREADS)):
+        set_threads(threads)
+        for recipe in (RECIPE, mvq.Recipe(n_codewords=16, codewords="packed", scope="network")):
+            mvq.save(compressed(recipe), tmp_path / "model.mvq")
+            files.append((tmp_path / "model.mvq").read_bytes())
     assert files[:2] == files[2:]
     assert files[0] != files[1]
 

@@ -251,16 +251,12 @@ def test_lane_that_no_member_keeps_holds_its_value():
 
 
 @pytest.mark.parametrize("codewords", ["masked", "packed"])
-def test_result_does_not_depend_on_threads(codewords):
+def test_result_does_not_depend_on_threads(codewords, set_threads):
     w, mask = problem(30_000)
-    before = numba.get_num_threads()
     results = []
-    try:
-        for threads in {1, min(2, before), before}:
-            numba.set_num_threads(threads)
-            results.append(masked_kmeans(w, mask, 128, codewords=codewords, max_iters=10))
-    finally:
-        numba.set_num_threads(before)
+    for threads in {1, min(2, numba.config.NUMBA_NUM_THREADS), numba.config.NUMBA_NUM_THREADS}:
+        set_threads(threads)
+        results.append(masked_kmeans(w, mask, 128, codewords=codewords, max_iters=10))
     for other in results[1:]:
         assert results[0].codebook.tobytes() == other.codebook.tobytes()
         assert results[0].assignments.tobytes() == other.assignments.tobytes()
@@ -391,16 +387,12 @@ def test_bad_input(args, kwargs, error, text):
     assert str(caught.value) == text
 
 
-def test_torch_keeps_its_number_of_threads():
+def test_torch_keeps_its_number_of_threads(set_threads):
     """numba's parallel loops share OpenMP with torch; a process told to use one thread has to go on with one."""
-    before = torch.get_num_threads()
-    own = numba.get_num_threads()
+    own = numba.config.NUMBA_NUM_THREADS
     values = torch.randn(300, 16, generator=torch.Generator().manual_seed(0))
-    try:
-        torch.set_num_threads(1)
-        result = masked_kmeans(values, torch.ones(300, 16, dtype=torch.bool), 4)
-        assign(values, torch.ones(300, 16, dtype=torch.bool), result.codebook)
-        assert torch.get_num_threads() == 1
-        assert numba.get_num_threads() == own
-    finally:
-        torch.set_num_threads(before)
+    set_threads(own, of_torch=1)
+    result = masked_kmeans(values, torch.ones(300, 16, dtype=torch.bool), 4)
+    assign(values, torch.ones(300, 16, dtype=torch.bool), result.codebook)
+    assert torch.get_num_threads() == 1
+    assert numba.get_num_threads() == own

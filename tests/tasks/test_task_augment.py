@@ -118,16 +118,12 @@ def test_resized_crop_without_crop_size_only_mirrors(tmp_path):
     assert seen == {straight.numpy().tobytes(), straight.flip(2).numpy().tobytes()}
 
 
-def test_an_epoch_of_cifar_costs_little(tmp_path):
+def test_an_epoch_of_cifar_costs_little(tmp_path, set_threads):
     np.savez(tmp_path / "d.npz", x=np.zeros((10_000, 32, 32, 3), np.uint8), y=np.zeros(10_000, int))
     loader = load_data(tmp_path / "d.npz", preprocessing="cifar10", batch_size=128, shuffle=True, augment=True)
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # threads that wait for others count as work
-    try:
-        batched = _cpu_seconds(lambda: sum(len(y) for _, y in loader))
-        singly = _cpu_seconds(lambda: sum(len(loader.dataset[i][0][:1]) for i in range(10_000)))
-    finally:
-        torch.set_num_threads(n_threads)
+    set_threads(1)  # threads that wait for others count as work
+    batched = _cpu_seconds(lambda: sum(len(y) for _, y in loader))
+    singly = _cpu_seconds(lambda: sum(len(loader.dataset[i][0][:1]) for i in range(10_000)))
     assert batched < singly / 2
 
 
