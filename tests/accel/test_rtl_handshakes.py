@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -71,7 +70,7 @@ endmodule
 
 
 def prove(text, module, stream, invariant, *, deaf=False):
-    with tempfile.TemporaryDirectory(dir=scratch()) as name:
+    with scratch() as name:
         folder = Path(name)
         head, body = text.split(f"module {module}(", 1)
         body = body.replace("endmodule", f"always @* assert ({invariant});\nendmodule", 1)

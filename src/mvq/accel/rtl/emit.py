@@ -64,7 +64,7 @@ def verilog(spec: AcceleratorSpec) -> str:
         raise ConfigError("\n".join(f"RTL of {spec.name!r}: {fault}" for fault in faults))
     parts = Parts()
     parts.add(Machine, spec)
-    with tempfile.TemporaryDirectory(dir=scratch()) as name:
+    with scratch() as name:
         folder = Path(name)
         for i, text in enumerate(parts.texts.values()):
             (folder / f"part{i}.il").write_text(text, encoding="utf-8")
@@ -100,10 +100,10 @@ def _header(spec: AcceleratorSpec) -> str:
     return f"{text}\n\n{_WAIVERS}\n"
 
 
-def scratch() -> Path:
-    """A folder that yosys sees; the build for WebAssembly has a `/tmp` of its own."""
-    folder = Path.cwd()
-    return folder if os.access(folder, os.W_OK) else Path(tempfile.gettempdir())
+def scratch() -> tempfile.TemporaryDirectory[str]:
+    """A temporary folder that yosys sees; the build for WebAssembly has a `/tmp` of its own."""
+    here = Path.cwd()
+    return tempfile.TemporaryDirectory(prefix=".mvq-", dir=here if os.access(here, os.W_OK) else None)
 
 
 def run_yosys(script: str, folder: Path) -> str:

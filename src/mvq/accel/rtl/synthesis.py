@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,7 +130,7 @@ def netlist(spec: AcceleratorSpec, liberty: Path, *, top: str, booth: bool = Tru
 def _mapped(spec: AcceleratorSpec, liberty: Path, top: str, booth: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     """Statistics of the mapped design, and the design, as yosys writes them."""
     text = read_text(liberty)
-    with tempfile.TemporaryDirectory(dir=scratch()) as name:
+    with scratch() as name:
         folder = Path(name)
         (folder / "cells.lib").write_text(text, encoding="utf-8")
         (folder / "core.sv").write_text(verilog(spec), encoding="utf-8")
