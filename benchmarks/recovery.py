@@ -110,7 +110,7 @@ D 33.7%.
 YOLOX-Nano at 8x has a codebook a layer, as its layers' weights differ in scale by thirty times, and twelve passes of
 distillation after pruning: without them D kept 16.6 AP of 30.8, with them 17.4. `ours` (29.1) is ahead of A (27.9, 2%
 more bytes), and what is pruned keeps 17.0 to 17.8. Ten passes of training on the same 160 images change these by -0.4
-to +0.4. Almost all of that comes by compensation: case D has 16.6 by it, 15.9 after batch norm, 16.3 after
+to +0.4. What case D keeps comes by compensation nearly alone: it has 16.6 by that, 15.9 after batch norm, 16.3 after
 reconstruction, 17.4 after distillation.
 """
 NETWORKS = ("mobilenet_v2", "mobilenet_v1", "squeezenet1_1", "yolox_nano", "deeplab_v3")
