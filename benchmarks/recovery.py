@@ -133,14 +133,14 @@ class Plan:
         epochs: passes of training at the end.
         config: of the recovery.
         changes: to the recipe.
-        ladder: recipes whose case D has a row for each part switched on.
+        ladder: whether case D has a row for each part switched on.
     """
 
     recipes: tuple[str, ...] = ("8x", "12x", "16x")
     epochs: int = 2
     config: RecoverConfig = field(default_factory=partial(RecoverConfig, autocast="bfloat16"))
     changes: Mapping[str, Any] = field(default_factory=dict)
-    ladder: tuple[str, ...] = ("8x", "12x", "16x")
+    ladder: bool = True
 
 
 #: Of networks with few, large images; all others have `Plan()`.
@@ -165,7 +165,7 @@ PLANS = {
             lr=0.001,
             autocast="bfloat16",
         ),
-        ladder=(),
+        ladder=False,
     ),
 }
 FOR_ANY = ("batchnorm", "reconstruct", "distill")
@@ -478,7 +478,8 @@ def jobs(options: argparse.Namespace, network: str) -> list[Job]:
     adapter, plan = REGISTRY[network], PLANS.get(network, Plan())
     config = replace(plan.config, seed=options.seed, **json.loads(options.config))
     wanted_epochs = plan.epochs if options.epochs is None else options.epochs
-    ladder = plan.ladder if options.ladder is None else options.ladder
+    planned = plan.recipes if plan.ladder else ()
+    ladder = planned if options.ladder is None else options.ladder
     found = []
     for name in options.recipes or plan.recipes:
         recipe = recipe_for(network, name, adapter.build(), options.seed)

@@ -1,7 +1,10 @@
 """The measuring script: which rows there are, and that rows already measured are kept."""
 
+import argparse
 import itertools
+from collections import Counter
 
+import pytest
 import torch
 from benchmarks.networks import Adapter
 from recover_nets import images, residual
@@ -31,6 +34,19 @@ def test_each_row_adds_one_part():
         assert all(more[:-1] == fewer for fewer, more in itertools.pairwise(ladder))
         assert recovery.steps(case, ladder=False) == [ladder[0], ladder[-1]]
     assert set(recovery.steps("D", ladder=True)[-1]) == set(mvq.recover.PARTS)
+
+
+@pytest.mark.parametrize(("ladder", "recipes"), [(None, {"8x", "12x", "16x"}), (["12x"], {"12x"}), ([], set())])
+def test_each_size_of_the_plan_has_rows_of_parts(monkeypatch, ladder, recipes):
+    monkeypatch.setitem(recovery.REGISTRY, "mobilenet_v2", adapter())
+    options = argparse.Namespace(
+        config="{}", seed=0, epochs=0, recipes=None, cases=["D", "B"], limit=None, ladder=ladder
+    )
+    found = Counter((job.name, job.case) for job in recovery.jobs(options, "mobilenet_v2"))
+    everything = len(mvq.recover.PARTS) + 1
+    wanted = {("B", name): 2 for name in ("8x", "12x", "16x")}
+    wanted |= {("D", name): everything if name in recipes else 2 for name in ("8x", "12x", "16x")}
+    assert found == {(name, case): n for (case, name), n in wanted.items()}
 
 
 def test_rows_are_written_once_and_resumed(tmp_path, monkeypatch, capsys):
